@@ -1,0 +1,43 @@
+"""A name-to-object table whose errors suggest what was meant."""
+
+import difflib
+from collections.abc import Iterable, Iterator
+from typing import Generic, TypeVar
+
+T = TypeVar("T")
+
+
+def suggestion(name: object, known: Iterable[str]) -> str:
+    """Return `" Did you mean 'x'?"` or `""`: the tail of an error about an unknown name."""
+    close = difflib.get_close_matches(str(name), list(known), n=1, cutoff=0.5)
+    return f" Did you mean {close[0]!r}?" if close else ""
+
+
+class Registry(Generic[T]):
+    """The implementations of one kind (backends, tasks, ...), by name.
+
+    Args:
+        kind: what an entry is called in error messages, such as `"backend"`.
+        entries: the rows: name to object.
+    """
+
+    def __init__(self, kind: str, entries: dict[str, T]):
+        self.kind = kind
+        self._entries = dict(entries)
+
+    def __getitem__(self, name: str) -> T:
+        """Look an entry up.
+
+        Raises:
+            ValueError: `name` is unknown; the message lists the known names and the closest one.
+        """
+        if name not in self._entries:
+            known = ", ".join(sorted(self._entries))
+            raise ValueError(f"unknown {self.kind} {name!r}.{suggestion(name, self._entries)} Known: {known}")
+        return self._entries[name]
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._entries
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._entries)
