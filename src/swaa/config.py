@@ -1,0 +1,282 @@
+"""What an adaptation is: one frozen configuration, resolved against a model's depth into one rule a layer."""
+
+import dataclasses
+import json
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from swaa.registry import suggestion
+
+# The reference project's setting files (github.com/yuyijiong/sliding-window-attention-adaptation) name the same things so.
+REFERENCE_NAMES = {
+    "sliding_window_size": "window",
+    "keep_first": "sinks",
+    "force_fa_decode": "fa_decode",
+    "non_sliding_layers": "full_layers",
+}
+_PATTERN = re.compile(r"1/(\d+)(?:@(\d+))?")
+_NAMED_PATTERNS = {"none": (), "odd": (2, 1), "even": (2, 0), "all": (1, 0)}
+
+
+class ConfigError(ValueError):
+    """A wrong configuration value; the message names the field, the value and the fix."""
+
+
+@dataclass(frozen=True)
+class LayerRule:
+    """The visibility rule of one layer; `swaa.mask.visible` is its meaning.
+
+    Args:
+        window: tokens a sliding row sees, itself included; None: plain causal, the other fields have no effect.
+        sinks: first tokens that every row sees.
+        fa_decode: rows of generated tokens are dense (see everything).
+        dense_tail: the last prompt rows that are dense.
+    """
+
+    window: int | None = None
+    sinks: int = 0
+    fa_decode: bool = False
+    dense_tail: int = 0
+
+
+@dataclass(frozen=True)
+class SWAAConfig:
+    """A sliding window attention adaptation (arXiv 2512.10411, section 3, and our dense tail).
+
+    Values are checked when the object is made, layer numbers when it meets a model (`resolve`). Compares by value.
+
+    Args:
+        window: tokens that a sliding row sees, itself included. None: full attention, nothing else may be set.
+        sinks: the first tokens of a row ("keep first"), visible to every later row.
+        full_layers: layers that keep full attention: a list of layer numbers from 0, or a pattern: `"none"`, `"odd"`
+            (1, 3, 5, ..), `"even"`, `"all"`, `"1/4"` (every fourth, from layer 1 as in the paper), `"1/4@3"` (every
+            fourth, from layer 3).
+        fa_decode: rows of generated tokens see everything: True, False, or a list of the layers where they do.
+        dense_tail: the last prompt rows that see everything (the question, say).
+        backend: the attention implementation, by its name in `swaa.attention.BACKENDS`; `"auto"` picks one.
+
+    Raises:
+        ConfigError: a value is wrong; the message names the field, the value and the fix.
+    """
+
+    window: int | None = None
+    sinks: int = 0
+    full_layers: tuple[int, ...] | str = ()
+    fa_decode: bool | tuple[int, ...] = False
+    dense_tail: int = 0
+    backend: str = "auto"
+
+    def __post_init__(self) -> None:
+        """Normalise lists to tuples and check every value."""
+        for name in ("full_layers", "fa_decode"):
+            value = getattr(self, name)
+            if isinstance(value, Iterable) and not isinstance(value, str):
+                object.__setattr__(self, name, _layer_numbers(name, value))
+        if self.fa_decode == ():
+            object.__setattr__(self, "fa_decode", False)
+        self._check()
+
+    def _check(self) -> None:
+        if self.window is not None and (not _is_int(self.window) or self.window < 1):
+            raise ConfigError(
+                f"window={self.window!r}: give the number of visible tokens, 1 or more (the token itself counts), "
+                "or None for full attention"
+            )
+        for name in ("sinks", "dense_tail"):
+            value = getattr(self, name)
+            if not _is_int(value) or value < 0:
+                raise ConfigError(f"{name}={value!r}: give a number of tokens, 0 or more")
+        if isinstance(self.full_layers, str):
+            _pattern(self.full_layers)
+        elif not isinstance(self.full_layers, tuple):
+            raise ConfigError(f"full_layers={self.full_layers!r}: give a list of layer numbers or a pattern like 'odd'")
+        if not isinstance(self.fa_decode, bool | tuple):
+            raise ConfigError(f"fa_decode={self.fa_decode!r}: give true, false or a list of layer numbers")
+        if not isinstance(self.backend, str):
+            raise ConfigError(f"backend={self.backend!r}: give a backend's name, or 'auto'")
+        if self.window is None:
+            for name in ("sinks", "full_layers", "fa_decode", "dense_tail"):
+                if getattr(self, name) not in (0, (), "none", False):
+                    raise ConfigError(
+                        f"{name}={getattr(self, name)!r} has no effect without a window (window=None is full "
+                        f"attention): set window, or leave {name} out"
+                    )
+
+    def resolve(self, num_layers: int) -> tuple[LayerRule, ...]:
+        """Give the rule of every layer of a model with `num_layers` layers.
+
+        Raises:
+            ConfigError: a layer is named that the model does not have.
+        """
+        full = set(self.full_layer_numbers(num_layers))
+        if isinstance(self.fa_decode, tuple):
+            _check_depth("fa_decode", self.fa_decode, num_layers)
+            if useless := sorted(full & set(self.fa_decode)):
+                raise ConfigError(
+                    f"fa_decode={list(self.fa_decode)}: layers {useless} are in full_layers and see everything "
+                    "anyway: take them out of one of the two"
+                )
+        rules = []
+        for layer in range(num_layers):
+            if self.window is None or layer in full:
+                rules.append(LayerRule())
+            else:
+                fa_decode = self.fa_decode if isinstance(self.fa_decode, bool) else layer in self.fa_decode
+                rules.append(LayerRule(self.window, self.sinks, fa_decode, self.dense_tail))
+        return tuple(rules)
+
+    def full_layer_numbers(self, num_layers: int) -> tuple[int, ...]:
+        """Resolve `full_layers` against a model's depth.
+
+        Raises:
+            ConfigError: a layer is named that the model does not have.
+        """
+        if isinstance(self.full_layers, str):
+            pattern = _pattern(self.full_layers)
+            if pattern and pattern[1] >= num_layers:
+                raise ConfigError(
+                    f"full_layers={self.full_layers!r} starts at layer {pattern[1]}, but the model has layers "
+                    f"0 to {num_layers - 1}"
+                )
+            return tuple(range(pattern[1], num_layers, pattern[0])) if pattern else ()
+        _check_depth("full_layers", self.full_layers, num_layers)
+        return self.full_layers
+
+    def replace(self, **changes: Any) -> "SWAAConfig":
+        """Return a copy with some fields changed (checked again)."""
+        _check_keys(changes)
+        return dataclasses.replace(self, **changes)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return a plain dict (lists, no tuples) that `from_dict` and JSON or YAML take back to an equal object."""
+        return {k: list(v) if isinstance(v, tuple) else v for k, v in dataclasses.asdict(self).items()}
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> "SWAAConfig":
+        """Build a configuration from a plain dict, ours or the reference project's.
+
+        Of the reference's settings a null window means full attention whatever else is set, and a layer list that
+        runs past the model's depth in even steps becomes the pattern that it stands for, as it has there.
+
+        Raises:
+            ConfigError: not a mapping, an unknown key, or a wrong value.
+        """
+        if not isinstance(values, Mapping):
+            raise ConfigError(f"a configuration is a mapping of fields, not {type(values).__name__}")
+        if "swaa_config" in values:
+            values = values["swaa_config"]
+        if REFERENCE_NAMES.keys() & values.keys():
+            return cls._from_reference(values)
+        _check_keys(values)
+        return cls(**values)
+
+    @classmethod
+    def _from_reference(cls, values: Mapping[str, Any]) -> "SWAAConfig":
+        if mixed := sorted(values.keys() - REFERENCE_NAMES.keys()):
+            hint = ", ".join(f"{old} -> {new}" for old, new in REFERENCE_NAMES.items())
+            raise ConfigError(f"{mixed} beside the reference project's names: use one set of names ({hint})")
+        renamed = {REFERENCE_NAMES[key]: value for key, value in values.items()}
+        if renamed.get("window") is None:
+            return cls()
+        layers = renamed.get("full_layers") or ()
+        if isinstance(layers, Sequence) and not isinstance(layers, str) and len(layers) > 2:
+            step = layers[1] - layers[0]
+            if layers[0] < step and list(layers) == list(range(layers[0], layers[-1] + 1, step)):
+                layers = f"1/{step}@{layers[0]}"
+        return cls(**renamed | {"full_layers": layers})
+
+    def save(self, path: str | Path) -> None:
+        """Write the configuration to a `.json`, `.yaml` or `.yml` file."""
+        path = Path(path)
+        dump = yaml.safe_dump(self.to_dict(), sort_keys=False) if _is_yaml(path) else json.dumps(self.to_dict(), indent=2)
+        path.write_text(dump.rstrip("\n") + "\n")
+
+    @classmethod
+    def load(cls, path: str | Path) -> "SWAAConfig":
+        """Read one configuration from a JSON or YAML file.
+
+        Raises:
+            ConfigError: the file holds no configuration, or several (`load_settings` reads those).
+        """
+        settings = load_settings(path)
+        if len(settings) != 1:
+            raise ConfigError(f"{path} holds {len(settings)} configurations: read it with swaa.config.load_settings")
+        return settings[0]
+
+
+def load_settings(path: str | Path) -> list[SWAAConfig]:
+    """Read all configurations of a JSON or YAML file: one mapping, or a list as in the reference's setting files.
+
+    Raises:
+        ConfigError: the file does not exist, is neither JSON nor YAML, or a configuration in it is wrong.
+    """
+    content = read_structured(path)
+    return [SWAAConfig.from_dict(item) for item in (content if isinstance(content, list) else [content])]
+
+
+def read_structured(path: str | Path) -> Any:
+    """Read a JSON or YAML file.
+
+    Raises:
+        ConfigError: the file does not exist or does not parse.
+    """
+    path = Path(path)
+    try:
+        text = path.read_text()
+        return yaml.safe_load(text) if _is_yaml(path) else json.loads(text)
+    except OSError as error:
+        raise ConfigError(f"cannot read {path}: {error.strerror or error}") from error
+    except (yaml.YAMLError, json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path} is not valid {'YAML' if _is_yaml(path) else 'JSON'}: {error}") from error
+
+
+def _is_yaml(path: Path) -> bool:
+    return path.suffix in (".yaml", ".yml")
+
+
+def _is_int(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _layer_numbers(name: str, values: Iterable[Any]) -> tuple[int, ...]:
+    layers = tuple(values)
+    for layer in layers:
+        if not _is_int(layer) or layer < 0:
+            raise ConfigError(f"{name}: {layer!r} is no layer number; layers count from 0")
+    if len(set(layers)) != len(layers):
+        raise ConfigError(f"{name}={list(layers)} names a layer twice")
+    return tuple(sorted(layers))
+
+
+def _pattern(text: str) -> tuple[int, int] | None:
+    """Return (step, first layer) of a layer pattern, None for "none"."""
+    if text in _NAMED_PATTERNS:
+        return _NAMED_PATTERNS[text] or None
+    match = _PATTERN.fullmatch(text)
+    if not match or int(match[1]) < 1:
+        raise ConfigError(
+            f"full_layers={text!r}: no such pattern.{suggestion(text, _NAMED_PATTERNS)} Use 'none', 'odd', 'even', "
+            "'all', '1/4' (every fourth layer, from 1), '1/4@3' (every fourth, from 3) or a list of layer numbers"
+        )
+    step = int(match[1])
+    first = int(match[2]) if match[2] else min(1, step - 1)
+    if first >= step:
+        raise ConfigError(f"full_layers={text!r}: the first layer of '1/{step}@..' must be below {step}")
+    return step, first
+
+
+def _check_depth(name: str, layers: tuple[int, ...], num_layers: int) -> None:
+    if missing := [layer for layer in layers if layer >= num_layers]:
+        raise ConfigError(f"{name}: the model has layers 0 to {num_layers - 1}, not {missing}")
+
+
+def _check_keys(values: Mapping[str, Any]) -> None:
+    known = [field.name for field in dataclasses.fields(SWAAConfig)]
+    for key in values:
+        if key not in known:
+            raise ConfigError(f"unknown field {key!r}.{suggestion(key, known)} Known: {', '.join(known)}")

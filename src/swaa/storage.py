@@ -1,0 +1,77 @@
+"""Saving an adapted model and loading it back, adaptation included."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers.utils import cached_file
+
+from swaa.adapting import adapt, adaptation
+from swaa.config import ConfigError, SWAAConfig
+
+# PEFT's own adapter_config.json drops what it does not know, so the adaptation lies in a file beside it.
+ADAPTATION_FILE = "swaa_config.json"
+_PEFT_FILE = "adapter_config.json"
+
+
+def save(model: nn.Module, path: str | Path) -> None:
+    """Save a model with its adaptation: weights as `save_pretrained` does, and what `swaa.load` needs.
+
+    A plain adapted model carries its adaptation in `config.json`, so `model.save_pretrained` does as well; a
+    PEFT-wrapped one (adapter weights only) gets a `swaa_config.json` beside the adapter.
+
+    Args:
+        model: an adapted model.
+        path: folder to write.
+
+    Raises:
+        ConfigError: the model carries no adaptation.
+    """
+    state = adaptation(model)
+    if state is None:
+        raise ConfigError("the model carries no adaptation: call swaa.adapt first, or model.save_pretrained to save it")
+    model.save_pretrained(path)  # type: ignore[operator]
+    if hasattr(model, "get_base_model"):
+        state.config.save(Path(path) / ADAPTATION_FILE)
+
+
+def load(name: str | Path, config: SWAAConfig | None = None, **kwargs: Any) -> PreTrainedModel:
+    """Load a model and put its adaptation on: `from_pretrained` and `swaa.adapt` in one.
+
+    Args:
+        name: folder or hub id of an adapted model, or of a PEFT adapter saved with `swaa.save`.
+        config: the adaptation; None: the one stored with the model.
+        **kwargs: passed on to `from_pretrained` (`dtype`, `device_map`, `revision`, ..).
+
+    Raises:
+        ConfigError: no adaptation is stored and none was given.
+        OSError: there is no such model.
+    """
+    hub = {key: kwargs[key] for key in ("revision", "token", "cache_dir", "local_files_only", "subfolder") if key in kwargs}
+    if _find(name, _PEFT_FILE, hub):
+        from peft import AutoPeftModelForCausalLM
+
+        model = AutoPeftModelForCausalLM.from_pretrained(name, **kwargs)
+        file = _find(name, ADAPTATION_FILE, hub)
+        stored = json.loads(Path(file).read_text()) if file else None
+    else:
+        model = AutoModelForCausalLM.from_pretrained(name, **kwargs)
+        stored = getattr(model.config, "swaa", None)
+    if config is None:
+        if stored is None:
+            raise ConfigError(f"{name} stores no adaptation: pass config=SWAAConfig(..)")
+        config = SWAAConfig.from_dict(stored)
+    return adapt(model, config)
+
+
+def _find(name: str | Path, file: str, hub: dict[str, Any]) -> str | None:
+    return cached_file(
+        str(name),
+        file,
+        _raise_exceptions_for_missing_entries=False,
+        _raise_exceptions_for_connection_errors=False,
+        _raise_exceptions_for_gated_repo=False,
+        **hub,
+    )

@@ -1,0 +1,167 @@
+"""Needles: sentences with a magic number, hidden in a long text, and a question about one of them."""
+
+import random
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal, get_args
+
+from swaa.prose import Split, passage, place, prose, sentence_ends
+from swaa.registry import suggestion
+from swaa.tasks.base import Kind, Sample, check_request, continuation_ids, encode, leading_ids
+
+Haystack = Literal["prose", "noise"]
+
+# Adjectives and nouns of the keys; no word is in both splits.
+_WORDS: dict[Split, tuple[str, str]] = {
+    "test": (
+        "amber brave clever distant early frozen gentle hollow idle jolly lively mellow narrow orange patient quiet",
+        "anchor basket candle dragon engine falcon farm hammer island jacket kettle lantern meadow orchard road tower",
+    ),
+    "calibration": (
+        "ancient bright calm dusty eager famous golden humble joyful keen lonely modern noble polite royal silver",
+        "apple bridge castle desert eagle forest guitar harbor insect jungle ladder mirror notebook ocean pillow shed",
+    ),
+}
+_MOST_KEYS = 16
+_NOISE = "The grass is green. The sky is blue. The sun is yellow. Here we go. There and back again."
+_MIN_HAYSTACK = 32
+# A token of English prose holds 3 to 5 characters: slots of 5 do not overlap, a slice of 10 is always long enough.
+_SLOT_CHARS, _SLICE_CHARS = 5, 10
+
+
+@dataclass(frozen=True)
+class Needle:
+    """A retrieval task: `keys` needles in a haystack, one of them asked for.
+
+    The prompt is haystack with needles, then the question; the forced prefix repeats the asked needle up to its number,
+    and the answer is the number. `meta` adds `key` (the asked one), `depth` (the part of the haystack's characters in
+    front of the asked needle), `position` (index of its first token in `prompt_ids`) and `start` (character of the
+    book or of the noise where the haystack begins, before moving to the next sentence).
+
+    Attributes:
+        keys: how many needles, 1 to 16; all but one are distractors.
+        haystack: `"prose"`, or `"noise"`: RULER's repeated sentences, joined by spaces.
+        depth: range of the depths, 0 to 1. Each is drawn from it, then moved to the nearest sentence boundary inside
+            the range; a range without any (a point, a short haystack) takes the nearest boundary at all.
+        digits: digits of a number.
+    """
+
+    keys: int = 1
+    haystack: Haystack = "prose"
+    depth: tuple[float, float] = (0.05, 0.70)
+    digits: int = 7
+    kind: ClassVar[Kind] = "retrieval"
+
+    def __post_init__(self) -> None:
+        """Refuse options that make no sample, with a `ValueError` that says what works."""
+        if self.haystack not in get_args(Haystack):
+            hint = suggestion(self.haystack, get_args(Haystack))
+            raise ValueError(f"haystack={self.haystack!r} is unknown.{hint} Use one of 'prose', 'noise'")
+        if len(self.depth) != 2 or not 0 <= self.depth[0] <= self.depth[1] <= 1:
+            raise ValueError(f"depth={self.depth!r} is no range: use (low, high) with 0 <= low <= high <= 1")
+        if self.digits < 1:
+            raise ValueError(f"digits={self.digits} leaves no number: use 1 or more")
+        most = min(_MOST_KEYS, 9 * 10 ** (self.digits - 1))
+        if not 1 <= self.keys <= most:
+            raise ValueError(f"keys={self.keys} is out of range: use 1 to {most} with digits={self.digits}")
+
+    @property
+    def describe(self) -> str:
+        """One line for `--help`."""
+        where = "English prose" if self.haystack == "prose" else "repeated sentences"
+        return f"recall {f'one of {self.keys} numbers' if self.keys > 1 else 'a number'} hidden in {where}"
+
+    def samples(self, tokenizer: Any, *, length: int, count: int, seed: int, split: Split = "test") -> list[Sample]:
+        """Make samples: see `Task.samples`.
+
+        Different samples use different parts of the prose as long as it suffices (about 170,000 tokens in all).
+
+        Raises:
+            ValueError: as in `Task.samples`; or `length` has no room for needles, question and 32 tokens of haystack,
+                or is longer than the prose.
+        """
+        check_request(length, count, split)
+        drafts = [self._draft(tokenizer, seed, split, index) for index in range(count)]
+        shortest = max(draft.fixed for draft in drafts) + _MIN_HAYSTACK
+        if length < shortest:
+            raise ValueError(f"length={length} has no room for needle, question and haystack: use {shortest} or more")
+        return [self._sample(tokenizer, draft, length) for draft in drafts]
+
+    def _draft(self, tokenizer: Any, seed: int, split: Split, index: int) -> "_Draft":
+        rng = random.Random(f"needle/{split}/{seed}/{index}")
+        adjectives, nouns = (rng.sample(words.split(), self.keys) for words in _WORDS[split])
+        numbers: list[str] = []
+        while len(numbers) < self.keys:
+            number = str(rng.randrange(10 ** (self.digits - 1), 10**self.digits))
+            numbers += [number] if number not in numbers else []
+        stems = [f"The special magic number for {a} {n} is" for a, n in zip(adjectives, nouns, strict=True)]
+        needles = [f"{stem} {number}." for stem, number in zip(stems, numbers, strict=True)]
+        question = f"\n\nQuestion: What is the special magic number for {adjectives[0]} {nouns[0]}?\nAnswer:"
+        lead, question_ids = leading_ids(tokenizer), continuation_ids(tokenizer, "a", question)
+        return _Draft(
+            needles=needles,
+            depths=[rng.uniform(*self.depth) for _ in needles],
+            lead_ids=lead,
+            question_ids=question_ids,
+            prefix_ids=continuation_ids(tokenizer, question, f" {stems[0]}"),
+            answer_ids=continuation_ids(tokenizer, f"{question} {stems[0]}", f" {numbers[0]}"),
+            answer=numbers[0],
+            fixed=len(lead) + len(question_ids) + sum(len(encode(tokenizer, f" {needle}")) for needle in needles),
+            meta={"index": index, "seed": seed, "split": split, "key": f"{adjectives[0]} {nouns[0]}"},
+        )
+
+    def _sample(self, tokenizer: Any, draft: "_Draft", length: int) -> Sample:
+        room = length - draft.fixed
+        start, text = self._haystack(room, draft.meta)
+        kept = encode(tokenizer, text)[:room]
+        if len(kept) < room:
+            longest = draft.fixed + len(kept)
+            raise ValueError(f"length={length} exceeds the prose: use {longest} or less, or haystack='noise'")
+        chars = len(tokenizer.decode(kept))
+        low, high = self.depth[0] * chars, self.depth[1] * chars
+        ends = [end for end in sentence_ends(text) if end <= chars]
+        ends = [end for end in ends if low <= end <= high] or ends
+        points = [min(ends, key=lambda end: abs(end - depth * chars)) for depth in draft.depths]
+        context, copied, position = "", 0, 0
+        for number, point in sorted(enumerate(points), key=lambda pair: pair[1]):
+            context, copied = context + text[copied:point], point
+            position = len(encode(tokenizer, context.rstrip(" "))) if number == 0 else position
+            context += f" {draft.needles[number]}" if point else f"{draft.needles[number]} "
+        # Cut after encoding the whole, so that the joints around the needles are the tokenizer's own.
+        body = encode(tokenizer, context + text[copied:])[: length - len(draft.lead_ids) - len(draft.question_ids)]
+        return Sample(
+            prompt_ids=(*draft.lead_ids, *body, *draft.question_ids),
+            prefix_ids=tuple(draft.prefix_ids),
+            answer_ids=tuple(draft.answer_ids),
+            answer=draft.answer,
+            meta={
+                **draft.meta,
+                "depth": points[0] / chars,
+                "position": len(draft.lead_ids) + position,
+                "start": start,
+            },
+        )
+
+    def _haystack(self, room: int, meta: dict[str, Any]) -> tuple[int, str]:
+        """Return where the haystack begins and at least `room` tokens of text, unless the book is shorter."""
+        stream = f"needle/{self.haystack}/{meta['split']}/{meta['seed']}"
+        if self.haystack == "noise":
+            start = random.Random(f"{stream}/{meta['index']}").choice(sentence_ends(_NOISE))
+            return start, (f"{_NOISE} " * (room * _SLICE_CHARS // len(_NOISE) + 2))[start:].lstrip()
+        total = len(prose(meta["split"]))
+        start = place(total, min(room * _SLOT_CHARS, total), meta["index"], stream, around=True)
+        return start, passage(meta["split"], start)[: room * _SLICE_CHARS]
+
+
+@dataclass(frozen=True)
+class _Draft:
+    """What of a sample does not depend on its length. Needle 0 is the one asked for."""
+
+    needles: list[str]
+    depths: list[float]
+    lead_ids: list[int]
+    question_ids: list[int]
+    prefix_ids: list[int]
+    answer_ids: list[int]
+    answer: str
+    fixed: int  # tokens of the prompt that are no haystack
+    meta: dict[str, Any]

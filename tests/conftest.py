@@ -1,0 +1,17 @@
+"""Shared fixtures: determinism, and no hub."""
+
+import os
+
+os.environ["HF_HUB_OFFLINE"] = "1"  # before anything imports huggingface_hub: a test never waits for a network
+
+import pytest
+import torch
+
+
+# Tiny tensors: a second thread only waits, and the test workers share the cores.
+torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def seeded():
+    torch.manual_seed(0)

@@ -1,0 +1,157 @@
+"""Configuration: values, errors that name the fix, layer patterns, files of both projects."""
+
+import json
+
+import pytest
+
+from swaa.config import ConfigError, LayerRule, SWAAConfig, load_settings
+
+FULL = SWAAConfig(window=2048, sinks=128, full_layers=[5, 7, 17], fa_decode=[0, 1], dense_tail=32, backend="sdpa")
+
+
+@pytest.mark.parametrize(
+    ("pattern", "layers"),
+    [
+        ("none", ()),
+        ("odd", (1, 3, 5, 7, 9)),
+        ("even", (0, 2, 4, 6, 8)),
+        ("all", tuple(range(10))),
+        ("1/2", (1, 3, 5, 7, 9)),
+        ("1/4", (1, 5, 9)),
+        ("1/4@3", (3, 7)),
+        ("1/1", tuple(range(10))),
+        ([7, 3], (3, 7)),
+    ],
+)
+def test_full_layers(pattern, layers):
+    config = SWAAConfig(window=4, full_layers=pattern)
+    assert config.full_layer_numbers(10) == layers
+    assert [i for i, rule in enumerate(config.resolve(10)) if rule == LayerRule()] == list(layers)
+
+
+def test_rules_of_the_layers():
+    rules = SWAAConfig(window=4, sinks=2, full_layers=[1], fa_decode=[2], dense_tail=3).resolve(3)
+    assert rules == (LayerRule(4, 2, False, 3), LayerRule(), LayerRule(4, 2, True, 3))
+    assert SWAAConfig(window=4, fa_decode=True).resolve(2) == (LayerRule(4, fa_decode=True),) * 2
+
+
+@pytest.mark.parametrize(
+    ("values", "words"),
+    [
+        ({"window": 0}, ["window=0", "1 or more"]),
+        ({"window": True}, ["window=True"]),
+        ({"window": "2k"}, ["window='2k'"]),
+        ({"window": 4, "sinks": -1}, ["sinks=-1", "0 or more"]),
+        ({"window": 4, "sinks": 1.5}, ["sinks=1.5"]),
+        ({"window": 4, "dense_tail": -2}, ["dense_tail=-2"]),
+        ({"window": 4, "full_layers": "ood"}, ["'ood'", "Did you mean 'odd'"]),
+        ({"window": 4, "full_layers": "1/4@4"}, ["1/4@4", "below 4"]),
+        ({"window": 4, "full_layers": "1/0"}, ["1/0"]),
+        ({"window": 4, "full_layers": [1, 1]}, ["twice"]),
+        ({"window": 4, "full_layers": [-1]}, ["-1", "count from 0"]),
+        ({"window": 4, "full_layers": ["odd"]}, ["'odd' is no layer number"]),
+        ({"window": 4, "full_layers": 3}, ["full_layers=3", "list"]),
+        ({"window": 4, "fa_decode": "yes"}, ["fa_decode='yes'"]),
+        ({"window": 4, "fa_decode": 1}, ["fa_decode=1"]),
+        ({"window": 4, "backend": None}, ["backend=None"]),
+        ({"fa_decode": True}, ["fa_decode=True", "window"]),
+        ({"sinks": 3}, ["sinks=3", "window"]),
+        ({"dense_tail": 3}, ["dense_tail=3", "window"]),
+        ({"full_layers": "odd"}, ["full_layers='odd'", "window"]),
+        ({"window": 4, "sink": 3}, ["'sink'", "Did you mean 'sinks'"]),
+        ({"window": 4, "keep_first": 3}, ["window", "keep_first -> sinks"]),
+    ],
+)
+def test_wrong_values_name_field_value_and_fix(values, words):
+    with pytest.raises(ConfigError) as error:
+        SWAAConfig.from_dict(values)
+    for word in words:
+        assert word in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("config", "words"),
+    [
+        (SWAAConfig(window=4, full_layers=[2, 3]), ["full_layers", "0 to 2", "[3]"]),
+        (SWAAConfig(window=4, fa_decode=[9]), ["fa_decode", "[9]"]),
+        (SWAAConfig(window=4, full_layers="1/8@5"), ["1/8@5", "layer 5"]),
+        (SWAAConfig(window=4, full_layers=[1], fa_decode=[1, 2]), ["[1]", "full_layers"]),
+    ],
+)
+def test_layers_that_the_model_lacks(config, words):
+    with pytest.raises(ConfigError) as error:
+        config.resolve(3)
+    for word in words:
+        assert word in str(error.value)
+
+
+@pytest.mark.parametrize("suffix", [".json", ".yaml", ".yml"])
+@pytest.mark.parametrize("config", [SWAAConfig(), FULL, SWAAConfig(window=4, full_layers="1/4@3", fa_decode=True)])
+def test_round_trip(tmp_path, suffix, config):
+    path = tmp_path / f"config{suffix}"
+    config.save(path)
+    assert SWAAConfig.load(path) == config
+    assert SWAAConfig.from_dict(json.loads(json.dumps(config.to_dict()))) == config
+
+
+def test_compares_by_value_and_is_hashable():
+    assert SWAAConfig(window=4, full_layers=[3, 1]) == SWAAConfig(window=4, full_layers=(1, 3))
+    assert len({FULL, FULL.replace(), FULL.replace(window=7)}) == 2
+    with pytest.raises(AttributeError):
+        FULL.window = 3
+
+
+def test_replace_checks_again():
+    assert FULL.replace(sinks=0).sinks == 0
+    with pytest.raises(ConfigError, match="Did you mean 'window'"):
+        FULL.replace(windows=3)
+    with pytest.raises(ConfigError, match="window=0"):
+        FULL.replace(window=0)
+
+
+def reference_setting(**changes):
+    return {
+        "swaa_config": {"sliding_window_size": 2000, "keep_first": 10, "force_fa_decode": True, "non_sliding_layers": []}
+        | changes,
+        "model_list": ["a", "b"],
+    }
+
+
+def test_reads_the_setting_files_of_the_reference(tmp_path):
+    path = tmp_path / "settings.json"
+    settings = [
+        reference_setting(),
+        reference_setting(non_sliding_layers=list(range(1, 48, 2))),
+        reference_setting(non_sliding_layers=[0, 4, 8, 12], force_fa_decode=[3]),
+        reference_setting(non_sliding_layers=[5, 7, 17]),
+        reference_setting(sliding_window_size=None),
+    ]
+    path.write_text(json.dumps(settings))
+    assert load_settings(path) == [
+        SWAAConfig(window=2000, sinks=10, fa_decode=True),
+        SWAAConfig(window=2000, sinks=10, fa_decode=True, full_layers="1/2@1"),
+        SWAAConfig(window=2000, sinks=10, fa_decode=[3], full_layers="1/4@0"),
+        SWAAConfig(window=2000, sinks=10, fa_decode=True, full_layers=[5, 7, 17]),
+        SWAAConfig(),
+    ]
+    # The reference lists layers up to 47 whatever the model's depth.
+    assert load_settings(path)[1].full_layer_numbers(6) == (1, 3, 5)
+    with pytest.raises(ConfigError, match="5 configurations"):
+        SWAAConfig.load(path)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("a.json", "{", "not valid JSON"),
+        ("a.yaml", "a: [", "not valid YAML"),
+        ("a.json", "3", "mapping"),
+        ("missing.json", None, "cannot read"),
+    ],
+)
+def test_unreadable_files(tmp_path, name, content, message):
+    path = tmp_path / name
+    if content is not None:
+        path.write_text(content)
+    with pytest.raises(ConfigError, match=message):
+        SWAAConfig.load(path)
