@@ -7,7 +7,6 @@ os.environ["HF_HUB_OFFLINE"] = "1"  # before anything imports huggingface_hub: a
 import pytest
 import torch
 
-
 # Tiny tensors: a second thread only waits, and the test workers share the cores.
 torch.set_num_threads(1)
 

@@ -111,7 +111,12 @@ def test_replace_checks_again():
 
 def reference_setting(**changes):
     return {
-        "swaa_config": {"sliding_window_size": 2000, "keep_first": 10, "force_fa_decode": True, "non_sliding_layers": []}
+        "swaa_config": {
+            "sliding_window_size": 2000,
+            "keep_first": 10,
+            "force_fa_decode": True,
+            "non_sliding_layers": [],
+        }
         | changes,
         "model_list": ["a", "b"],
     }

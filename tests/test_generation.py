@@ -4,10 +4,10 @@ import copy
 
 import pytest
 import torch
-from families import FAMILIES, reference, tiny_model
 from transformers import DynamicCache, StaticCache
 
 import swaa
+from families import FAMILIES, reference, tiny_model
 
 CONFIGS = {
     "naive": swaa.SWAAConfig(window=7),
@@ -86,7 +86,8 @@ def test_families(family):
     unadapted = tiny_model(family)(**kwargs).logits[real]
     assert (logits - unadapted).abs().max() > 1e-2
     assert torch.equal(
-        generate(adapted, ids, attention_mask=mask, num_beams=2), generate(expected, ids, attention_mask=mask, num_beams=2)
+        generate(adapted, ids, attention_mask=mask, num_beams=2),
+        generate(expected, ids, attention_mask=mask, num_beams=2),
     )
 
 
@@ -117,7 +118,8 @@ def test_chunked_prefill(config, chunk, padded):
     ids, mask = left_padded() if padded else (prompt(), torch.ones(1, PROMPT, dtype=torch.long))
     adapted, expected = pair(config)
     assert torch.equal(
-        generate(adapted, ids, attention_mask=mask, prefill_chunk_size=chunk), generate(expected, ids, attention_mask=mask)
+        generate(adapted, ids, attention_mask=mask, prefill_chunk_size=chunk),
+        generate(expected, ids, attention_mask=mask),
     )
 
 

@@ -88,9 +88,7 @@ def test_packed_segments(text, rule):
 
 
 def test_a_chunk_knows_how_far_its_prompt_goes_on():
-    geometry = build_geometry(
-        batch=1, past=0, rows=6, attention_mask=torch.tensor([[0, 1, 1, 1, 1, 1]]), prompt_end=8
-    )
+    geometry = build_geometry(batch=1, past=0, rows=6, attention_mask=torch.tensor([[0, 1, 1, 1, 1, 1]]), prompt_end=8)
     rule = LayerRule(window=1, dense_tail=4)  # the tail is the columns 4 to 7
     assert geometry.dense_rows(rule).tolist() == [[False, False, False, False, True, True]]
 
@@ -106,7 +104,9 @@ def test_prompt_lengths_count_real_tokens(lengths):
 
 
 def test_no_padding_needs_no_positions():
-    geometry = build_geometry(batch=2, past=0, rows=9, attention_mask=torch.ones(2, 9), prompt_length=torch.tensor([4, 4]))
+    geometry = build_geometry(
+        batch=2, past=0, rows=9, attention_mask=torch.ones(2, 9), prompt_length=torch.tensor([4, 4])
+    )
     assert geometry.positions is None
     assert geometry.prompt_end == 4
 

@@ -1,9 +1,9 @@
 """Sliding window attention adaptation (SWAA) of pretrained full-attention language models.
 
-    model = AutoModelForCausalLM.from_pretrained(name, dtype="bfloat16")
-    swaa.adapt(model, swaa.SWAAConfig(window=2048, sinks=128, full_layers="odd", fa_decode=True))
-    model.generate(**inputs)          # unchanged; prefill is linear in the prompt
-    swaa.restore(model)               # bit-identical to the original again
+model = AutoModelForCausalLM.from_pretrained(name, dtype="bfloat16")
+swaa.adapt(model, swaa.SWAAConfig(window=2048, sinks=128, full_layers="odd", fa_decode=True))
+model.generate(**inputs)          # unchanged; prefill is linear in the prompt
+swaa.restore(model)               # bit-identical to the original again
 """
 
 import importlib
@@ -12,14 +12,14 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from swaa.adapting import AdaptError, Adaptation, adapt, adaptation, restore
+    from swaa.adapting import Adaptation, AdaptError, adapt, adaptation, restore
     from swaa.config import ConfigError, SWAAConfig
     from swaa.storage import load, save
 
 # Where each public name lives; imported on first use, so that `import swaa` stays fast and patches nothing.
 _EXPORTS = {
-    "AdaptError": "adapting",
-    "Adaptation": "adapting",
+    "AdaptError": "forward",
+    "Adaptation": "forward",
     "ConfigError": "config",
     "SWAAConfig": "config",
     "adapt": "adapting",

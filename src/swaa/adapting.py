@@ -1,80 +1,16 @@
-"""Putting an adaptation on a transformers model and taking it off again: the only module that touches a model.
+"""Putting an adaptation on a transformers model and taking it off again. `swaa.forward` is what then runs."""
 
-How it hangs on transformers: the layers' attention is dispatched by name, so a registered function serves all families
-and no forward is copied. A pre-hook of the decoder describes each pass (`swaa.geometry`) and hands it to the attention
-function as a keyword. The phase is explicit: `generate` announces its prompt, and a cache remembers where it ended.
-"""
-
-import inspect
-import sys
 import types
-from collections.abc import Callable
-from contextvars import ContextVar
-from dataclasses import dataclass
-from functools import partial
 from typing import Any, TypeVar
 
-import torch
-from torch import Tensor, nn
-from torch.utils.hooks import RemovableHandle
+from torch import nn
 from transformers import PreTrainedModel
-from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, AttentionMaskInterface, prepare_padding_mask
-from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS, AttentionInterface
 
-from swaa.attention import BACKENDS, Backend, select_backend
+from swaa.attention import select_backend
 from swaa.config import ConfigError, LayerRule, SWAAConfig
-from swaa.geometry import Geometry, build_geometry
+from swaa.forward import Adaptation, AdaptError, after_forward, before_forward, generate, register
 
 ModelT = TypeVar("ModelT", bound=nn.Module)
-
-# Attributes on the caches and modules of others carry the project's name.
-_CACHE_PROMPT_END = "_swaa_prompt_end"
-# Keyword arguments of some families' attention that change which keys count: refused, never ignored.
-_FOREIGN_ARGUMENTS = ("position_bias", "indices", "block_indices")
-
-
-class AdaptError(ValueError):
-    """A model cannot be adapted; the message names the reason."""
-
-
-@dataclass(eq=False)
-class Adaptation:
-    """The adaptation on a model, as `swaa.adaptation(model)` returns it.
-
-    Args:
-        config: the configuration.
-        rules: the rule of each layer; None: not ours (a native sliding window, linear attention): left as it is.
-        backend: name of the attention backend, and why it was chosen.
-        reason: why `backend` was chosen.
-        native: the attention implementation that the model had.
-        handles: hooks to remove.
-    """
-
-    config: SWAAConfig
-    rules: tuple[LayerRule | None, ...]
-    backend: str
-    reason: str
-    native: str
-    handles: list[RemovableHandle]
-
-    @property
-    def fa_decode(self) -> bool:
-        """Whether any layer has FA decode."""
-        return any(rule is not None and rule.fa_decode for rule in self.rules)
-
-
-@dataclass(eq=False)
-class _Pass:
-    """What the decoder's pre-hook hands to the attention of each layer."""
-
-    adaptation: Adaptation
-    geometry: Geometry
-    prompt_end: int | None
-    attend: Backend
-
-
-# The adaptation whose `generate` runs, and the first column that it generates.
-_GENERATION: ContextVar[tuple[Adaptation, int] | None] = ContextVar("swaa_generation", default=None)
 
 
 def adapt(model: ModelT, config: SWAAConfig) -> ModelT:
@@ -103,18 +39,18 @@ def adapt(model: ModelT, config: SWAAConfig) -> ModelT:
     if previous:
         restore(model)
     native = decoder.config._attn_implementation
-    name = _register(native)
+    name = register(native)
     decoder.set_attn_implementation(name)
     if decoder.config._attn_implementation != name:
         raise AdaptError(f"{type(base).__name__}: transformers did not accept another attention implementation")
     state = Adaptation(config, rules, backend, reason, native, [])
     state.handles = [
-        decoder.register_forward_pre_hook(_before_forward, with_kwargs=True),
-        decoder.register_forward_hook(_after_forward, with_kwargs=True),
+        decoder.register_forward_pre_hook(before_forward, with_kwargs=True),
+        decoder.register_forward_hook(after_forward, with_kwargs=True),
     ]
-    decoder._swaa = state  # type: ignore[assignment]
+    vars(decoder)["_swaa"] = state
     # A bound method, so that a deep copy of the model generates with the copy.
-    base.generate = types.MethodType(_generate, base)  # type: ignore[method-assign]
+    vars(base)["generate"] = types.MethodType(generate, base)
     # A plain dict: a dataclass makes save_pretrained fail.
     base.config.swaa = config.to_dict()
     return model
@@ -157,14 +93,17 @@ def plan_layers(model_config: Any, config: SWAAConfig) -> tuple[LayerRule | None
             f"{model_config.model_type}: no layer has full attention ({', '.join(sorted(set(kinds)))}), so there is "
             "nothing to adapt; native windows are left as they are"
         )
-    if isinstance(config.fa_decode, tuple) and (foreign := [x for x in config.fa_decode if kinds[x] != "full_attention"]):
+    if isinstance(config.fa_decode, tuple) and (
+        foreign := [x for x in config.fa_decode if kinds[x] != "full_attention"]
+    ):
         raise ConfigError(f"fa_decode: layers {foreign} of this model are {kinds[foreign[0]]}: take them out")
     return tuple(rule if kind == "full_attention" else None for rule, kind in zip(rules, kinds, strict=True))
 
 
 def _parts(model: nn.Module) -> tuple[PreTrainedModel, PreTrainedModel]:
     """Return the transformers model under any PEFT wrapper, and its decoder (the module that owns the layers)."""
-    base = model.get_base_model() if hasattr(model, "get_base_model") else model
+    wrapper: Any = model
+    base = wrapper.get_base_model() if hasattr(model, "get_base_model") else model
     name = type(base).__name__
     if any(getattr(peft, "is_prompt_learning", False) for peft in getattr(model, "peft_config", {}).values()):
         raise AdaptError(
@@ -181,171 +120,3 @@ def _parts(model: nn.Module) -> tuple[PreTrainedModel, PreTrainedModel]:
             "attention itself), so it cannot be replaced"
         )
     return base, decoder
-
-
-def _generate(self: PreTrainedModel, inputs: Tensor | None = None, *args: Any, **kwargs: Any) -> Any:
-    """Generate as the model's class does, with the prompt's end announced."""
-    state = adaptation(self)
-    assert state is not None
-    config = kwargs.get("generation_config") or (args[0] if args else None) or self.generation_config
-    if kwargs.get("token_healing", getattr(config, "token_healing", False)):
-        raise ConfigError("token_healing changes the prompt inside generate: heal the prompt first, or switch it off")
-    prompt = next(
-        (x for x in (kwargs.get("inputs_embeds"), inputs, kwargs.get("input_ids")) if x is not None), torch.empty(1, 1)
-    )
-    # With a cache the new tokens may come alone, but the mask always covers the whole sequence.
-    mask = kwargs.get("attention_mask")
-    prompt_end = prompt.shape[1] if mask is None else max(prompt.shape[1], mask.shape[-1])
-    token = _GENERATION.set((state, prompt_end))
-    try:
-        return type(self).generate(self, inputs, *args, **kwargs)
-    finally:
-        _GENERATION.reset(token)
-
-
-_generate.__name__ = "generate"
-
-
-def _before_forward(decoder: nn.Module, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]]:
-    """Describe the pass and hand it down to the layers."""
-    state: Adaptation = decoder._swaa  # type: ignore[assignment]
-    kwargs = dict(zip(inspect.signature(decoder.forward).parameters, args, strict=False)) | kwargs
-    prompt_length, dense_rows = kwargs.pop("prompt_length", None), kwargs.pop("dense_rows", None)
-    tokens = kwargs.get("input_ids") if kwargs.get("input_ids") is not None else kwargs.get("inputs_embeds")
-    if tokens is None:
-        return (), kwargs  # the model's own error says what is missing
-    batch, rows = tokens.shape[:2]
-    mask, position_ids = kwargs.get("attention_mask"), kwargs.get("position_ids")
-    if isinstance(mask, dict):  # generate prepares one mask a layer type for a static cache
-        mask = mask["full_attention"]
-    if mask is not None and mask.ndim == 4:
-        raise ValueError(
-            "an adapted model builds its own masks and takes a 2-D attention_mask (padding) only: pass dense_rows or "
-            "prompt_length to say which rows see everything, or restore the model to use a 4-D mask"
-        )
-    cache = kwargs.get("past_key_values")
-    past = int(cache.get_seq_length()) if cache is not None else 0
-    generation = _GENERATION.get()
-    prompt_end = None
-    if generation is not None and generation[0] is state:
-        prompt_end, position_ids = generation[1], None
-    elif dense_rows is not None:
-        _check_dense_rows(state, prompt_length)
-    elif prompt_length is not None:
-        prompt_end = _common_prompt_end(prompt_length, mask, past + rows)
-    elif past:
-        prompt_end = getattr(cache, _CACHE_PROMPT_END, None)
-        if prompt_end is None:
-            raise ValueError(
-                "the cache holds tokens, but not where their prompt ended (it was filled by another model, or by rows "
-                "with prompts of different ends): pass prompt_length, the number of prompt tokens of each row"
-            )
-    else:
-        prompt_end = rows
-    geometry = build_geometry(
-        batch=batch,
-        past=past,
-        rows=rows,
-        attention_mask=mask,
-        position_ids=position_ids,
-        prompt_end=None if prompt_length is not None or dense_rows is not None else prompt_end,
-        prompt_length=prompt_length,
-        dense_rows=dense_rows,
-    )
-    kwargs["swaa"] = _Pass(state, geometry, prompt_end, BACKENDS[state.backend])
-    return (), kwargs
-
-
-def _after_forward(decoder: nn.Module, args: tuple, kwargs: dict[str, Any], output: Any) -> None:
-    """Let the cache remember where its prompt ended, so that a hand-written loop can go on."""
-    cache = getattr(output, "past_key_values", None)
-    if cache is not None and "swaa" in kwargs:
-        setattr(cache, _CACHE_PROMPT_END, kwargs["swaa"].prompt_end)
-
-
-def _check_dense_rows(state: Adaptation, prompt_length: int | Tensor | None) -> None:
-    if prompt_length is not None:
-        raise ValueError("give prompt_length or dense_rows, not both: each says which rows are generated")
-    if not state.fa_decode:
-        raise ValueError(
-            "dense_rows marks rows of generated tokens, which see everything on layers with FA decode, but no layer of "
-            "this configuration has it: set fa_decode, or leave dense_rows out"
-        )
-
-
-def _common_prompt_end(prompt_length: int | Tensor, mask: Tensor | None, columns: int) -> int | None:
-    """Return the column where the prompts of all rows end, None if they end in different ones."""
-    lengths = torch.as_tensor(prompt_length).reshape(-1)
-    padding = 0 if mask is None else (columns - mask[:, :columns].bool().sum(-1)).to(lengths.device)
-    ends = (lengths + padding).unique()
-    return int(ends[0]) if len(ends) == 1 else None
-
-
-def _attention(
-    module: nn.Module,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    attention_mask: Tensor | None,
-    *,
-    scaling: float | None = None,
-    dropout: float = 0.0,
-    swaa: _Pass | None = None,
-    softcap: float | None = None,
-    s_aux: Tensor | None = None,
-    **kwargs: Any,
-) -> tuple[Tensor, Tensor | None]:
-    """Attention of one layer; registered with transformers, which calls it with q, k, v after RoPE and cache update."""
-    if swaa is None:
-        raise AdaptError(
-            f"{type(module).__name__} was called without the description of the pass: call the model or its decoder, "
-            "not a layer by itself (or this family does not hand keyword arguments down to its attention)"
-        )
-    rule = swaa.adaptation.rules[module.layer_idx]  # type: ignore[index]
-    if rule is None:
-        attend = _native_attention(module, swaa.adaptation.native)
-        if softcap is not None:
-            kwargs["softcap"] = softcap
-        if s_aux is not None:
-            kwargs["s_aux"] = s_aux
-        return attend(module, query, key, value, attention_mask, scaling=scaling, dropout=dropout, **kwargs)
-    if foreign := [name for name in _FOREIGN_ARGUMENTS if kwargs.get(name) is not None]:
-        raise AdaptError(f"{type(module).__name__} passes {foreign} to its attention, which no backend here knows")
-    columns = swaa.geometry.columns
-    return swaa.attend(
-        query,
-        key[:, :, :columns],  # a static cache hands out its unused slots too
-        value[:, :, :columns],
-        geometry=swaa.geometry,
-        rule=rule,
-        scaling=query.shape[-1] ** -0.5 if scaling is None else scaling,
-        dropout=dropout,
-        softcap=softcap,
-        s_aux=s_aux,
-    )
-
-
-def _native_attention(module: nn.Module, native: str) -> Callable[..., tuple[Tensor, Tensor | None]]:
-    eager = getattr(sys.modules[type(module).__module__], "eager_attention_forward", None)
-    return ALL_ATTENTION_FUNCTIONS.get_interface(native, eager)
-
-
-def _mask(*, native: str, attention_mask: Tensor | None, kv_length: int, kv_offset: int, **kwargs: Any) -> Any:
-    """Make the mask of a layer type: the padding for our layers, the native mask for layers with a native window."""
-    if kwargs.get("local_size") is not None:
-        make = ALL_MASK_ATTENTION_FUNCTIONS[native]
-        return make(attention_mask=attention_mask, kv_length=kv_length, kv_offset=kv_offset, **kwargs)
-    if kwargs.get("use_vmap"):
-        raise AdaptError("this model asks for a mask that is not causal (image tokens, say): it cannot be adapted")
-    return prepare_padding_mask(attention_mask, kv_length, kv_offset)
-
-
-def _register(native: str) -> str:
-    """Register our attention for models whose native implementation is `native`, and return its name.
-
-    transformers looks for "flash", "sdpa", "flex_attention" and "/" in names, so `native` cannot be a part of it.
-    """
-    name = "swaa" if native == "sdpa" else "swaa_" + "".join(f"{byte:02x}" for byte in native.encode())
-    AttentionInterface.register(name, _attention)
-    AttentionMaskInterface.register(name, partial(_mask, native=native))
-    return name

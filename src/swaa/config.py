@@ -12,7 +12,7 @@ import yaml
 
 from swaa.registry import suggestion
 
-# The reference project's setting files (github.com/yuyijiong/sliding-window-attention-adaptation) name the same things so.
+# The same things in the setting files of github.com/yuyijiong/sliding-window-attention-adaptation, the reference.
 REFERENCE_NAMES = {
     "sliding_window_size": "window",
     "keep_first": "sinks",
@@ -20,7 +20,8 @@ REFERENCE_NAMES = {
     "non_sliding_layers": "full_layers",
 }
 _PATTERN = re.compile(r"1/(\d+)(?:@(\d+))?")
-_NAMED_PATTERNS = {"none": (), "odd": (2, 1), "even": (2, 0), "all": (1, 0)}
+# Step and first layer.
+_NAMED_PATTERNS = {"none": None, "odd": (2, 1), "even": (2, 0), "all": (1, 0)}
 
 
 class ConfigError(ValueError):
@@ -193,7 +194,9 @@ class SWAAConfig:
     def save(self, path: str | Path) -> None:
         """Write the configuration to a `.json`, `.yaml` or `.yml` file."""
         path = Path(path)
-        dump = yaml.safe_dump(self.to_dict(), sort_keys=False) if _is_yaml(path) else json.dumps(self.to_dict(), indent=2)
+        dump = (
+            yaml.safe_dump(self.to_dict(), sort_keys=False) if _is_yaml(path) else json.dumps(self.to_dict(), indent=2)
+        )
         path.write_text(dump.rstrip("\n") + "\n")
 
     @classmethod
@@ -256,7 +259,7 @@ def _layer_numbers(name: str, values: Iterable[Any]) -> tuple[int, ...]:
 def _pattern(text: str) -> tuple[int, int] | None:
     """Return (step, first layer) of a layer pattern, None for "none"."""
     if text in _NAMED_PATTERNS:
-        return _NAMED_PATTERNS[text] or None
+        return _NAMED_PATTERNS[text]
     match = _PATTERN.fullmatch(text)
     if not match or int(match[1]) < 1:
         raise ConfigError(

@@ -99,8 +99,8 @@ def build_geometry(
     if attention_mask is not None:
         if attention_mask.ndim != 2 or attention_mask.shape[0] != batch or attention_mask.shape[1] < columns:
             raise ValueError(
-                f"attention_mask has shape {tuple(attention_mask.shape)}: an adapted model needs a 2-D mask that covers "
-                f"the cached and the new tokens, here [{batch}, {columns}]"
+                f"attention_mask has shape {tuple(attention_mask.shape)}: an adapted model needs a 2-D mask that "
+                f"covers the cached and the new tokens, here [{batch}, {columns}]"
             )
         real = attention_mask[:, :columns].bool().cpu()
         real = None if bool(real.all()) else real
@@ -185,8 +185,7 @@ def _prompt_end_rank(rank: Tensor, segment: Tensor, real: Tensor, generated: Ten
         generated: `[batch, columns]` bool.
         beyond: prompt tokens after the last column that are still to come (chunked prefill).
     """
-    batch, columns = rank.shape
-    never = torch.full((batch, 1), torch.iinfo(torch.long).max)
+    never = torch.full((len(rank), 1), torch.iinfo(torch.long).max)
     next_segment = torch.zeros_like(real)
     next_segment[:, 1:] = real[:, 1:] & (segment.diff(dim=-1) != 0)
     ends = torch.where((generated | next_segment) & real, rank, never)

@@ -35,7 +35,9 @@ def oracle_mask(geometry: Geometry, rule: LayerRule) -> Tensor:
     dense = geometry.dense_rows(rule)
     if geometry.positions is None or geometry.segments is None:
         column = torch.arange(geometry.columns)
-        return visible(column[geometry.past :, None], column, dense[:, None], window=rule.window, sinks=rule.sinks)[None]
+        return visible(column[geometry.past :, None], column, dense[:, None], window=rule.window, sinks=rule.sinks)[
+            None
+        ]
     query, key = geometry.positions[:, geometry.past :, None], geometry.positions[:, None, :]
     query_segment, key_segment = geometry.segments[:, geometry.past :, None], geometry.segments[:, None, :]
     seen = visible(query, key, dense[..., None], window=rule.window, sinks=rule.sinks)

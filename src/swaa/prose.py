@@ -10,8 +10,14 @@ from typing import Literal, get_args
 from swaa.registry import suggestion
 
 Split = Literal["test", "calibration"]
+Haystack = Literal["prose", "noise"]
 
 _BOOKS: dict[Split, str] = {"test": "mansfield-park.txt.gz", "calibration": "emma.txt.gz"}
+
+_NOISE = "The grass is green. The sky is blue. The sun is yellow. Here we go. There and back again."
+
+# A token of English prose holds 3 to 5 characters: slots of 5 do not overlap, a slice of 10 is always long enough.
+_SLOT_CHARS, _SLICE_CHARS = 5, 10
 
 # A full stop after a title or a single initial ends no sentence.
 _SENTENCE_END = re.compile(
@@ -69,16 +75,27 @@ def place(total: int, size: int, index: int, stream: str, *, around: bool = Fals
     return random.Random(f"{stream}/overlapping/{index}").randrange(total if around else total - size + 1)
 
 
-def passage(split: Split, start: int) -> str:
-    """Return the text of a split from the first sentence that begins at or after character `start`, once around.
+def haystack(kind: Haystack, split: Split, *, tokens: int, index: int, stream: str) -> tuple[int, str]:
+    """Return the text that hides sample `index`'s needles: it begins with a sentence and is longer than needed.
 
-    The book's end is joined to its beginning like two paragraphs, so every passage is as long as the book.
+    Args:
+        kind: `"prose"`: a part of the split's book, another one for each index as long as the book suffices;
+            `"noise"`: RULER's five sentences again and again, from a random one on.
+        split: the book.
+        tokens: the text has at least as many (only a book that is shorter comes back whole).
+        index: the sample's number, from 0.
+        stream: names the random stream.
 
-    Raises:
-        ValueError: `split` is unknown.
+    Returns:
+        The character of the book or of the noise where it was cut, and the text.
     """
-    text = prose(split)
-    end = _SENTENCE_END.search(text, start - 1) if start > 0 else None
-    if end is None:
-        return text
-    return f"{text[end.start() :].lstrip()}\n\n{text[: end.start()]}"
+    chars = tokens * _SLICE_CHARS
+    if kind == "noise":
+        start = random.Random(f"{stream}/noise/{index}").choice(sentence_ends(_NOISE))
+        return start, (f"{_NOISE} " * (chars // len(_NOISE) + 2))[start:].lstrip()
+    book = prose(split)
+    start = place(len(book), min(tokens * _SLOT_CHARS, len(book)), index, stream, around=True)
+    end = _SENTENCE_END.search(book, start - 1) if start > 0 else None
+    cut = end.start() if end else 0
+    # The book goes around: its end is followed by its beginning, as by a new paragraph.
+    return start, f"{book[cut:].lstrip()}\n\n{book[:cut]}".rstrip()[:chars]

@@ -49,7 +49,8 @@ def load(name: str | Path, config: SWAAConfig | None = None, **kwargs: Any) -> P
         ConfigError: no adaptation is stored and none was given.
         OSError: there is no such model.
     """
-    hub = {key: kwargs[key] for key in ("revision", "token", "cache_dir", "local_files_only", "subfolder") if key in kwargs}
+    names: list[str] = ["revision", "token", "cache_dir", "local_files_only", "subfolder"]
+    hub: dict[str, Any] = {key: kwargs[key] for key in names if key in kwargs}
     if _find(name, _PEFT_FILE, hub):
         from peft import AutoPeftModelForCausalLM
 

@@ -1,5 +1,6 @@
 """Cutting a pass into blocks of query rows, each with the few key columns it can see: the linear-time plan."""
 
+import itertools
 from dataclasses import dataclass
 
 import torch
@@ -20,7 +21,7 @@ class Block:
         low: first column of the window part.
         high: one past the last column of the window part.
         causal: the rows are plain causal over [0, high): no mask is needed.
-        sinks: number of leading columns, or `[batch, sinks]` columns of each row's sinks (those from `low` on are masked).
+        sinks: number of leading columns, or `[batch, sinks]` columns of each row's sinks (from `low` on: masked).
     """
 
     start: int
@@ -99,7 +100,7 @@ def _runs(geometry: Geometry, rule: LayerRule, first: int, size: int) -> list[tu
     edges = sorted({first, geometry.rows, *(edge for edge in changes if edge > first)})
     return [
         (start, min(start + size, stop), bool(flags[start]))
-        for begin, stop in zip(edges, edges[1:], strict=False)
+        for begin, stop in itertools.pairwise(edges)
         for start in range(begin, stop, size)
     ]
 
@@ -120,10 +121,10 @@ def _padded_block(
             first_segments.append(-1)
             continue
         column = geometry.past + start + int(real[0])
-        segment, position = segments[row, column], positions[row, column]
+        segment, position = int(segments[row, column]), int(positions[row, column])
         seen = (segments[row] == segment) & (positions[row] > position - rule.window)
         low = min(low, int(seen.int().argmax()))
-        first_segments.append(int(segment))
+        first_segments.append(segment)
     # Only the segment of a row's first token can begin before `low`: the sinks of later ones lie in [low, high).
     key = tuple(first_segments)
     if rule.sinks and key not in sinks_of_segments:

@@ -64,7 +64,7 @@ def eager_attention(
 ) -> tuple[Tensor, Tensor | None]:
     """Attend under the oracle's mask; see `swaa.attention.Backend`."""
     mask = oracle_mask(geometry, rule)
-    # A row of padding sees nothing, and a softmax over nothing is NaN, which would spread through the next layer's keys.
+    # A row of padding sees nothing; a softmax over nothing is NaN, which would spread through the next layer's keys.
     mask = (mask | ~mask.any(-1, keepdim=True))[:, None].to(query.device)
     output, weights = masked_softmax_attention(
         query, key, value, mask, scaling=scaling, dropout=dropout, softcap=softcap, s_aux=s_aux

@@ -83,7 +83,7 @@ class _Columns:
     def __init__(self, tensor: Tensor, size: int):
         self.tensor = tensor
         self.size = size
-        # The backward of a slice writes a whole zero tensor: a slice a block would be quadratic. Of a split it does not.
+        # The backward of a slice writes a whole zero tensor: one a block would be quadratic. That of a split does not.
         self.chunks = tensor.split(size, dim=2) if tensor.requires_grad else None
         self._gathered: dict[int, Tensor] = {}
 

@@ -2,13 +2,11 @@
 
 import random
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal, get_args
+from typing import Any, ClassVar, get_args
 
-from swaa.prose import Split, passage, place, prose, sentence_ends
+from swaa.prose import Haystack, Split, haystack, sentence_ends
 from swaa.registry import suggestion
 from swaa.tasks.base import Kind, Sample, check_request, continuation_ids, encode, leading_ids
-
-Haystack = Literal["prose", "noise"]
 
 # Adjectives and nouns of the keys; no word is in both splits.
 _WORDS: dict[Split, tuple[str, str]] = {
@@ -22,10 +20,7 @@ _WORDS: dict[Split, tuple[str, str]] = {
     ),
 }
 _MOST_KEYS = 16
-_NOISE = "The grass is green. The sky is blue. The sun is yellow. Here we go. There and back again."
 _MIN_HAYSTACK = 32
-# A token of English prose holds 3 to 5 characters: slots of 5 do not overlap, a slice of 10 is always long enough.
-_SLOT_CHARS, _SLICE_CHARS = 5, 10
 
 
 @dataclass(frozen=True)
@@ -41,7 +36,7 @@ class Needle:
         keys: how many needles, 1 to 16; all but one are distractors.
         haystack: `"prose"`, or `"noise"`: RULER's repeated sentences, joined by spaces.
         depth: range of the depths, 0 to 1. Each is drawn from it, then moved to the nearest sentence boundary inside
-            the range; a range without any (a point, a short haystack) takes the nearest boundary at all.
+            the range; a range without any (a point, a prompt below some 200 tokens) takes the nearest one at all.
         digits: digits of a number.
     """
 
@@ -56,7 +51,8 @@ class Needle:
         if self.haystack not in get_args(Haystack):
             hint = suggestion(self.haystack, get_args(Haystack))
             raise ValueError(f"haystack={self.haystack!r} is unknown.{hint} Use one of 'prose', 'noise'")
-        if len(self.depth) != 2 or not 0 <= self.depth[0] <= self.depth[1] <= 1:
+        is_pair = isinstance(self.depth, tuple | list) and len(self.depth) == 2
+        if not is_pair or not 0 <= self.depth[0] <= self.depth[1] <= 1:
             raise ValueError(f"depth={self.depth!r} is no range: use (low, high) with 0 <= low <= high <= 1")
         if self.digits < 1:
             raise ValueError(f"digits={self.digits} leaves no number: use 1 or more")
@@ -111,7 +107,9 @@ class Needle:
 
     def _sample(self, tokenizer: Any, draft: "_Draft", length: int) -> Sample:
         room = length - draft.fixed
-        start, text = self._haystack(room, draft.meta)
+        meta = draft.meta
+        stream = f"needle/{meta['split']}/{meta['seed']}"
+        start, text = haystack(self.haystack, meta["split"], tokens=room, index=meta["index"], stream=stream)
         kept = encode(tokenizer, text)[:room]
         if len(kept) < room:
             longest = draft.fixed + len(kept)
@@ -124,7 +122,7 @@ class Needle:
         context, copied, position = "", 0, 0
         for number, point in sorted(enumerate(points), key=lambda pair: pair[1]):
             context, copied = context + text[copied:point], point
-            position = len(encode(tokenizer, context.rstrip(" "))) if number == 0 else position
+            position = len(encode(tokenizer, context)) if number == 0 else position
             context += f" {draft.needles[number]}" if point else f"{draft.needles[number]} "
         # Cut after encoding the whole, so that the joints around the needles are the tokenizer's own.
         body = encode(tokenizer, context + text[copied:])[: length - len(draft.lead_ids) - len(draft.question_ids)]
@@ -133,23 +131,8 @@ class Needle:
             prefix_ids=tuple(draft.prefix_ids),
             answer_ids=tuple(draft.answer_ids),
             answer=draft.answer,
-            meta={
-                **draft.meta,
-                "depth": points[0] / chars,
-                "position": len(draft.lead_ids) + position,
-                "start": start,
-            },
+            meta=meta | {"depth": points[0] / chars, "position": len(draft.lead_ids) + position, "start": start},
         )
-
-    def _haystack(self, room: int, meta: dict[str, Any]) -> tuple[int, str]:
-        """Return where the haystack begins and at least `room` tokens of text, unless the book is shorter."""
-        stream = f"needle/{self.haystack}/{meta['split']}/{meta['seed']}"
-        if self.haystack == "noise":
-            start = random.Random(f"{stream}/{meta['index']}").choice(sentence_ends(_NOISE))
-            return start, (f"{_NOISE} " * (room * _SLICE_CHARS // len(_NOISE) + 2))[start:].lstrip()
-        total = len(prose(meta["split"]))
-        start = place(total, min(room * _SLOT_CHARS, total), meta["index"], stream, around=True)
-        return start, passage(meta["split"], start)[: room * _SLICE_CHARS]
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,207 @@
+"""What the subcommands share: option types, consoles, and the recipe that the flags stand for."""
+
+import dataclasses
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from swaa.config import ConfigError, SWAAConfig
+from swaa.recipes import Recipe, load_recipe
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+
+def token_count(text: str | int) -> int:
+    """Read a number of tokens such as `512`, `131072` or `4k` (4096).
+
+    Raises:
+        ValueError: `text` is no such number.
+    """
+    match = re.fullmatch(r"(\d+)(k?)", str(text).strip().lower())
+    if not match:
+        raise ValueError(f"{text!r} is no number of tokens: write 512, 131072 or 4k")
+    return int(match[1]) * (1024 if match[2] else 1)
+
+
+_ADAPTATION = "Adaptation (each flag overrides the recipe)"
+
+
+def _tokens(flag: str, text: str) -> Any:
+    return typer.Option(flag, parser=token_count, metavar="TOKENS", help=text, rich_help_panel=_ADAPTATION)
+
+
+def _flag(*flags: str, metavar: str | None = None, text: str) -> Any:
+    return typer.Option(*flags, metavar=metavar, help=text, rich_help_panel=_ADAPTATION)
+
+
+ModelOption = Annotated[
+    str,
+    typer.Option(
+        "--model",
+        "-m",
+        metavar="NAME",
+        help="A Hugging Face hub id, a local folder or a .gguf file, as in `-m Qwen/Qwen3-4B-Instruct-2507`.",
+    ),
+]
+RecipeOption = Annotated[
+    str | None,
+    typer.Option(
+        "--recipe",
+        "-r",
+        metavar="NAME|FILE",
+        help="A recipe by its name (`swaa recipes` lists them) or a .yaml or .json file, as in `-r sinks-fa-decode`. "
+        "Without it: the adaptation stored with the model, otherwise full attention.",
+    ),
+]
+WindowOption = Annotated[
+    int | None, _tokens("--window", "Tokens that a sliding row sees, itself included, as in `--window 2k`.")
+]
+SinksOption = Annotated[
+    int | None, _tokens("--sinks", "First tokens of the prompt that every row sees, as in `--sinks 10`.")
+]
+FullLayersOption = Annotated[
+    str | None,
+    _flag(
+        "--full-layers",
+        metavar="LAYERS",
+        text="Layers that keep full attention: `odd`, `even`, `none`, `1/4` (every fourth), `1/4@3` (every fourth, from "
+        "layer 3) or a list, as in `--full-layers 7,15,17`.",
+    ),
+]
+FaDecodeOption = Annotated[
+    bool | None,
+    _flag(
+        "--fa-decode/--no-fa-decode",
+        text="Full attention for generated tokens: only the prompt slides, as in `--window 2k --fa-decode`.",
+    ),
+]
+FaDecodeLayersOption = Annotated[
+    str | None,
+    _flag(
+        "--fa-decode-layers",
+        metavar="LAYERS",
+        text="FA decode on these layers only, as in `--fa-decode-layers 0,1`.",
+    ),
+]
+DenseTailOption = Annotated[
+    int | None,
+    _tokens("--dense-tail", "Last rows of the prompt (the question) that see everything, as in `--dense-tail 32`."),
+]
+BackendOption = Annotated[
+    str | None,
+    _flag("--backend", metavar="NAME", text="Attention implementation, as in `--backend sdpa`; `auto` picks one."),
+]
+
+
+def output() -> "Console":
+    """Return the console of results. Piped, a line is never wrapped at 80 columns."""
+    from rich.console import Console
+
+    console = Console(highlight=False)
+    return console if console.is_terminal else Console(highlight=False, width=200)
+
+
+def notes() -> "Console":
+    """Return the console of progress, notes and errors: stderr."""
+    from rich.console import Console
+
+    return Console(stderr=True, highlight=False, soft_wrap=True)
+
+
+def warn(text: str) -> None:
+    """Print a warning to stderr."""
+    from rich.text import Text
+
+    notes().print(Text.assemble(("warning: ", "bold yellow"), text))
+
+
+def layer_list(name: str, text: str) -> list[int] | str:
+    """Read a comma list of layer numbers; anything else comes back as it is (a pattern).
+
+    Raises:
+        ConfigError: the list holds something that is no number.
+    """
+    parts = [part.strip() for part in text.split(",")]
+    if not any(part.isdecimal() for part in parts):
+        return text
+    if wrong := [part for part in parts if not part.isdecimal()]:
+        raise ConfigError(f"{name}: {wrong[0]!r} in {text!r} is no layer number; write a list like 7,15,17")
+    return [int(part) for part in parts]
+
+
+def resolve_recipe(
+    recipe: str | Path | None,
+    *,
+    stored: Mapping[str, Any] | None = None,
+    window: int | None = None,
+    sinks: int | None = None,
+    full_layers: str | None = None,
+    fa_decode: bool | None = None,
+    fa_decode_layers: str | None = None,
+    dense_tail: int | None = None,
+    backend: str | None = None,
+) -> Recipe:
+    """Return the recipe that a command line stands for: defaults < recipe (or stored adaptation) < flags.
+
+    Args:
+        recipe: name or file; None: `stored`, otherwise the recipe `full`.
+        stored: the adaptation in the model's configuration (`config.swaa`).
+        window: a flag, as all that follow; None: not given.
+        sinks: a number.
+        full_layers: a pattern or a comma list.
+        fa_decode: all layers or none.
+        fa_decode_layers: a comma list.
+        dense_tail: a number.
+        backend: a name.
+
+    Raises:
+        ConfigError: no such recipe, or a wrong value or combination.
+    """
+    if recipe is not None:
+        base = load_recipe(recipe)
+    elif stored is not None:
+        base = Recipe("stored", SWAAConfig.from_dict(stored), "the adaptation stored with the model")
+    else:
+        base = load_recipe("full")
+    if fa_decode_layers is not None:
+        if fa_decode is not None:
+            raise ConfigError("fa_decode: give --fa-decode (all layers) or --fa-decode-layers (some), not both")
+        layers = layer_list("fa_decode", fa_decode_layers)
+        if isinstance(layers, str):
+            raise ConfigError(f"fa_decode: {fa_decode_layers!r} is no list of layer numbers; write one like 0,1")
+        flags: dict[str, Any] = {"fa_decode": layers}
+    else:
+        flags = {"fa_decode": fa_decode}
+    flags |= {"window": window, "sinks": sinks, "dense_tail": dense_tail, "backend": backend}
+    flags["full_layers"] = None if full_layers is None else layer_list("full_layers", full_layers)
+    flags = {name: value for name, value in flags.items() if value is not None}
+    if not flags:
+        return base
+    name = "flags" if base.config == SWAAConfig() else f"{base.name} + flags"
+    return dataclasses.replace(base.replace(**flags), name=name, description="")
+
+
+def short_form(config: SWAAConfig) -> str:
+    """Describe an adaptation in a few words, such as `window 2048, 10 sinks, odd layers full, FA decode`."""
+    if config.window is None:
+        parts = ["full attention"]
+    else:
+        parts = [f"window {config.window}"]
+        parts += [f"{config.sinks} sink{'s' * (config.sinks != 1)}"] if config.sinks else []
+        if config.full_layers not in ((), "none"):
+            which = config.full_layers
+            parts.append(f"{which} layers full" if isinstance(which, str) else f"layers {_join(which)} full")
+        if config.fa_decode:
+            parts.append(
+                "FA decode" + ("" if config.fa_decode is True else f" on layers {_join(config.fa_decode)}"),
+            )
+        parts += [f"dense tail {config.dense_tail}"] if config.dense_tail else []
+    return ", ".join(parts + ([f"backend {config.backend}"] if config.backend != "auto" else []))
+
+
+def _join(layers: tuple[int, ...]) -> str:
+    return ",".join(map(str, layers))

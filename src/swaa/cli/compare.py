@@ -1,0 +1,146 @@
+"""`swaa compare`: recipes side by side on one model."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from swaa.cli.common import ModelOption, notes, output, token_count, warn
+from swaa.models import DEFAULT_MODEL
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from swaa.compare import Comparison
+
+
+def compare(
+    model: ModelOption = DEFAULT_MODEL,
+    recipes: Annotated[
+        str | None,
+        typer.Option(
+            "--recipes",
+            "-r",
+            metavar="NAMES",
+            help="Comma list of recipe names and files, as in `-r naive,sinks-fa-decode,mine.yaml`; full attention is "
+            "always added. Default: full attention, naive sliding window, and the paper's methods one by one.",
+        ),
+    ] = None,
+    task: Annotated[
+        str, typer.Option(metavar="NAME", help="`needle`, `needle-multikey` (four keys, one asked) or `needle-noise`.")
+    ] = "needle",
+    length: Annotated[
+        Any, typer.Option(parser=token_count, metavar="TOKENS", help="Tokens of a prompt, as in `--length 2k`.")
+    ] = 1024,
+    samples: Annotated[int, typer.Option(help="Prompts a recipe; 80 give an accuracy to within 0.1.")] = 20,
+    window: Annotated[
+        Any,
+        typer.Option(
+            parser=token_count,
+            metavar="TOKENS",
+            help="Window of every recipe that slides, as in `--window 256`. Default: an eighth of the length for the "
+            "default recipes, otherwise each recipe's own.",
+        ),
+    ] = None,
+    sinks: Annotated[
+        int | None, typer.Option(metavar="TOKENS", help="Sinks of every recipe that has some, as in `--sinks 64`.")
+    ] = None,
+    scoring: Annotated[
+        str,
+        typer.Option(
+            metavar="forced|free",
+            help="`forced`: greedy exact match after the start of the answer; `free`: the model writes its own answer.",
+        ),
+    ] = "forced",
+    batch_size: Annotated[int, typer.Option(help="Prompts a pass; more than 1 pays on a GPU.")] = 1,
+    seed: Annotated[int, typer.Option(help="Seed of the prompts.")] = 0,
+    output_folder: Annotated[
+        Path,
+        typer.Option("--output", "-o", metavar="DIR", help="The results go into a fresh folder below this one."),
+    ] = Path("results"),
+    dtype: Annotated[
+        str, typer.Option(metavar="NAME", help="`bfloat16`, `float32`, ..; `auto`: bfloat16 where it is fast.")
+    ] = "auto",
+    device: Annotated[
+        str, typer.Option(metavar="NAME", help="`cpu`, `cuda`, ..; `auto`: CUDA if there is one.")
+    ] = "auto",
+) -> None:
+    """Run recipes side by side on one model and the same prompts.
+
+    Prints accuracy, answer NLL, perplexity, prefill time and KV bytes of each, with the ratio to full attention, and
+    writes the table (CSV), everything else (JSON) and plots.
+
+    **Examples**
+
+    - `swaa compare` (about two minutes on two cores)
+    - `swaa compare --length 2k --window 256 --samples 80`
+    - `swaa compare -m Qwen/Qwen3-4B-Instruct-2507 -r paper-instruct,mine.yaml --length 32k --batch-size 4`
+    """
+    from swaa.cli.loading import quiet_transformers
+    from swaa.compare import Settings, choose_recipes, steps
+    from swaa.compare import compare as run
+    from swaa.models import load_model
+    from swaa.results import new_folder
+
+    settings = Settings(task, length, samples, seed, scoring, batch_size)
+    names = None if recipes is None else [name.strip() for name in recipes.split(",") if name.strip()]
+    chosen = choose_recipes(names, length=length, window=window, sinks=sinks)
+    for recipe in chosen:
+        if recipe.config.window is not None and recipe.config.window >= length:
+            warn(f"{recipe.name}: a window of {recipe.config.window} covers all {length} tokens, nothing slides")
+        if recipe.chain_of_thought != "none":
+            warn(f"{recipe.name}: chain of thought plays no part here, answers are short")
+    loaded, tokenizer = load_model(model, dtype=dtype, device=device)
+    limit = getattr(loaded.config.get_text_config(), "max_position_embeddings", None)
+    if limit and length > limit:
+        warn(f"{length} tokens are more than the {limit} positions that the model was trained on")
+    with quiet_transformers(), _progress() as progress:
+        bars = {
+            recipe.name: progress.add_task(recipe.name, total=steps(settings), start=False, right="")
+            for recipe in chosen
+        }
+
+        def update(name: str, done: int, correct: int) -> None:
+            progress.start_task(bars[name])
+            right = f"{correct} of {min(done, samples)} right"
+            progress.update(bars[name], completed=done, right=right)
+
+        outcome = run(loaded, tokenizer, chosen, settings, name=model, progress=update)
+    output().print(_table(outcome))
+    folder = new_folder(output_folder, f"compare-{Path(model).name}")
+    try:
+        outcome.save(folder)
+    finally:
+        notes().print(f"{outcome.seconds:.0f} s; table, predictions and plots in {folder}")
+
+
+def _progress() -> Any:
+    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+
+    columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[right]}"), TimeElapsedColumn())
+    return Progress(*columns, console=notes(), transient=True)
+
+
+def _table(outcome: "Comparison") -> "Table":
+    from rich import box
+    from rich.table import Table
+
+    settings = outcome.settings
+    title = (
+        f"{outcome.model}: {settings.task}, {settings.length} tokens, {settings.samples} samples, {settings.scoring}"
+    )
+    table = Table(title=f"{title} (in brackets: ratio to full attention)", box=box.SIMPLE_HEAD, title_justify="left")
+    table.add_column("recipe", no_wrap=True)
+    for heading in ("accuracy", "answer NLL", "perplexity", "prefill", "KV a sequence"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    for row in outcome.rows:
+        low, high = row["accuracy_low"], row["accuracy_high"]
+        table.add_row(
+            row["recipe"],
+            f"{row['accuracy']:.2f} [{low:.2f}-{high:.2f}]",
+            f"{row['nll']:.3f} ({row['nll_ratio']:.1f}x)",
+            f"{row['perplexity']:.2f} ({row['perplexity_ratio']:.2f}x)",
+            f"{row['prefill_seconds'] * 1000:,.0f} ms ({row['prefill_seconds_ratio']:.2f}x)",
+            f"{row['kv_bytes'] / 1e6:,.1f} MB ({row['kv_bytes_ratio']:.2f}x)",
+        )
+    return table

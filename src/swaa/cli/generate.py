@@ -1,0 +1,220 @@
+"""`swaa generate`: text from a model under a recipe."""
+
+import sys
+import time
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from swaa.cli.common import (
+    BackendOption,
+    DenseTailOption,
+    FaDecodeLayersOption,
+    FaDecodeOption,
+    FullLayersOption,
+    ModelOption,
+    RecipeOption,
+    SinksOption,
+    WindowOption,
+    notes,
+    resolve_recipe,
+    short_form,
+    token_count,
+    warn,
+)
+from swaa.config import SWAAConfig
+from swaa.models import DEFAULT_MODEL, load_model
+
+# Method 4 of the paper for models that do not think by themselves.
+REASON_FIRST = "\n\nReason step by step before you give the final answer."
+
+
+def generate(
+    prompt: Annotated[
+        str | None,
+        typer.Argument(metavar="[PROMPT]", help="The prompt, as in `swaa generate 'What is a sink token?'`."),
+    ] = None,
+    file: Annotated[
+        str | None,
+        typer.Option(
+            "--file",
+            "-f",
+            metavar="PATH",
+            help="Read the prompt from a file, `-` for standard input, as in `--file book.txt`. A PROMPT beside it "
+            "follows the text: a question about it.",
+        ),
+    ] = None,
+    model: ModelOption = DEFAULT_MODEL,
+    recipe: RecipeOption = None,
+    window: WindowOption = None,
+    sinks: SinksOption = None,
+    full_layers: FullLayersOption = None,
+    fa_decode: FaDecodeOption = None,
+    fa_decode_layers: FaDecodeLayersOption = None,
+    dense_tail: DenseTailOption = None,
+    backend: BackendOption = None,
+    system: Annotated[
+        str | None, typer.Option("--system", metavar="TEXT", help="System message, as in `--system 'Be brief.'`.")
+    ] = None,
+    raw: Annotated[
+        bool, typer.Option("--raw", help="Continue the text as it is, no chat template: `--raw 'Once upon a time'`.")
+    ] = False,
+    max_new_tokens: Annotated[
+        int, typer.Option(parser=token_count, metavar="TOKENS", help="Stop after so many, as in `--max-new-tokens 1k`.")
+    ] = 256,
+    temperature: Annotated[
+        float, typer.Option(min=0.0, metavar="NUMBER", help="0 is greedy; `--temperature 0.7` samples.")
+    ] = 0.0,
+    top_p: Annotated[
+        float,
+        typer.Option(
+            min=0.0,
+            max=1.0,
+            metavar="NUMBER",
+            help="Sample from the likeliest tokens of this total probability, as in `--temperature 1 --top-p 0.9`.",
+        ),
+    ] = 1.0,
+    seed: Annotated[int, typer.Option(min=0, metavar="NUMBER", help="Seed of the sampling, as in `--seed 1`.")] = 0,
+    dtype: Annotated[
+        str, typer.Option(metavar="NAME", help="Number format of the weights, as in `--dtype bfloat16`.")
+    ] = "auto",
+    device: Annotated[str, typer.Option(metavar="NAME", help="Where to compute, as in `--device cuda:1`.")] = "auto",
+    prefill_chunk_size: Annotated[
+        int | None,
+        typer.Option(
+            parser=token_count,
+            metavar="TOKENS",
+            help="Read the prompt in pieces, which needs less memory, as in `--prefill-chunk-size 4k`.",
+        ),
+    ] = None,
+) -> None:
+    """Generate text under a recipe. Tokens stream to standard output, everything else goes to standard error.
+
+    Examples:
+
+    - `swaa generate "Why is the sky blue?" --window 512 --sinks 10 --fa-decode`
+
+    - `swaa generate -r sinks-fa-decode-tail --file book.txt "Who is Miss Bates?" > answer.txt`
+
+    - `cat notes.txt | swaa generate --raw --max-new-tokens 64 --temperature 0.8 --seed 1`
+    """
+    text = _read(prompt, file)
+    from swaa.adapting import adapt, plan_layers
+    from swaa.cli.loading import load_config, quiet_transformers
+
+    config = load_config(model)
+    chosen = resolve_recipe(
+        recipe,
+        stored=getattr(config, "swaa", None),
+        window=window,
+        sinks=sinks,
+        full_layers=full_layers,
+        fa_decode=fa_decode,
+        fa_decode_layers=fa_decode_layers,
+        dense_tail=dense_tail,
+        backend=backend,
+    )
+    adapted = chosen.config != SWAAConfig()
+    if adapted:
+        # Before the weights are loaded, which may take minutes.
+        plan_layers(config.get_text_config(), chosen.config)
+    loaded, tokenizer = load_model(model, dtype=dtype, device=device)
+    if adapted:
+        adapt(loaded, chosen.config)
+    inputs = _encode(tokenizer, text, chosen.chain_of_thought, system, raw)
+    count = inputs["input_ids"].shape[1]
+    positions = getattr(config.get_text_config(), "max_position_embeddings", None)
+    if positions and count + max_new_tokens > positions:
+        warn(
+            f"{count} prompt tokens and up to {max_new_tokens} new ones, but this model knows {positions} positions: "
+            "beyond them the text degrades"
+        )
+    options: dict[str, Any] = {"do_sample": False, "temperature": None, "top_p": None, "top_k": None}
+    if temperature:
+        options = {"do_sample": True, "temperature": temperature, "top_p": top_p, "top_k": 0}
+    if prefill_chunk_size is not None:
+        options["prefill_chunk_size"] = prefill_chunk_size
+    with quiet_transformers():
+        timer = _generate(loaded, tokenizer, inputs, seed, max_new_tokens=max_new_tokens, **options)
+    notes().print(f"{count} prompt tokens, {timer.summary()}, recipe {chosen.name} ({short_form(chosen.config)})")
+
+
+def _read(prompt: str | None, file: str | None) -> str:
+    source = file if file is not None else "-" if prompt in (None, "-") else None
+    parts = [] if source is None else [_text(source)]
+    if prompt not in (None, "-"):
+        parts.append(str(prompt))
+    text = "\n\n".join(part for part in parts if part.strip())
+    if not text:
+        raise ValueError("the prompt is empty: give it as an argument, with --file PATH, or on standard input")
+    return text
+
+
+def _text(source: str) -> str:
+    if source == "-" and sys.stdin.isatty():
+        raise ValueError("no prompt: give it as an argument, with --file PATH, or on standard input")
+    try:
+        return sys.stdin.read() if source == "-" else Path(source).expanduser().read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{source!r} is no UTF-8 text: {error.reason} at byte {error.start}") from error
+    except OSError as error:
+        raise ValueError(f"cannot read {source!r}: {error.strerror or error}") from error
+
+
+def _encode(tokenizer: Any, text: str, chain_of_thought: str, system: str | None, raw: bool) -> dict[str, Any]:
+    template = None if raw else tokenizer.chat_template
+    if chain_of_thought == "prompt":
+        text += REASON_FIRST
+    if template is None:
+        if system is not None:
+            raise ValueError("--system needs a chat template, and there is none here: put it into the prompt")
+        if chain_of_thought == "thinking":
+            warn("without a chat template there is no thinking to switch on")
+        return dict(tokenizer(text, return_tensors="pt", verbose=False))
+    messages = [{"role": "system", "content": system}] if system is not None else []
+    messages.append({"role": "user", "content": text})
+    switches = {}
+    if chain_of_thought == "thinking":
+        switches["enable_thinking"] = True
+        if "enable_thinking" not in str(template):
+            warn("this model's chat template has no thinking switch: it thinks always, or never")
+    return dict(
+        tokenizer.apply_chat_template(
+            messages, add_generation_prompt=True, return_dict=True, return_tensors="pt", **switches
+        )
+    )
+
+
+class _Timer:
+    """Hands tokens on to a streamer, and remembers when they came."""
+
+    def __init__(self, streamer: Any):
+        self.streamer = streamer
+        # The first entry stands for the prompt.
+        self.times: list[float] = []
+
+    def put(self, value: Any) -> None:
+        """Take the prompt first, then one token after the other."""
+        self.streamer.put(value)
+        self.times.append(time.perf_counter())
+
+    def end(self) -> None:
+        """Take the end."""
+        self.streamer.end()
+
+    def summary(self) -> str:
+        """Return the time to the first token and the speed of those after it."""
+        start, first, last, new = self.times[0], self.times[1], self.times[-1], len(self.times) - 1
+        speed = f", {(new - 1) / (last - first):.1f} tokens/s" if new > 1 else ""
+        return f"{new} new, first token after {first - start:.2f} s{speed}"
+
+
+def _generate(model: Any, tokenizer: Any, inputs: dict[str, Any], seed: int, **options: Any) -> _Timer:
+    from transformers import TextStreamer, set_seed
+
+    set_seed(seed)
+    timer = _Timer(TextStreamer(tokenizer, skip_prompt=True, skip_special_tokens=True))
+    known = {name: inputs[name].to(model.device) for name in ("input_ids", "attention_mask")}
+    model.generate(**known, streamer=timer, **options)
+    return timer

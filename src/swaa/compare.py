@@ -1,0 +1,247 @@
+"""The main job: several recipes side by side on one model and the same samples."""
+
+import math
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from swaa.adapting import adapt, plan_layers, restore
+from swaa.config import SWAAConfig
+from swaa.evaluate import accuracy_interval, generate_answers, measure_prefill, perplexity, score_answers
+from swaa.recipes import Recipe, load_recipe
+from swaa.results import command_line, environment, write_csv, write_json
+from swaa.tasks import TASKS
+
+DEFAULT_RECIPES = (
+    "full",
+    "naive",
+    "sinks",
+    "fa-decode",
+    "sinks-fa-decode",
+    "sinks-odd-fa-decode",
+    "sinks-fa-decode-tail",
+)
+SCORERS = {"forced": score_answers, "free": generate_answers}
+# What the table compares with full attention, as a ratio.
+MEASURES = ("accuracy", "nll", "perplexity", "prefill_seconds", "kv_bytes")
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What is compared, beside the model and the recipes.
+
+    Args:
+        task: name of a retrieval task in `swaa.tasks.TASKS`.
+        length: tokens of a prompt.
+        samples: retrieval samples.
+        seed: of the samples.
+        scoring: "forced" or "free", see `swaa.evaluate`.
+        batch_size: samples a pass.
+        perplexity_samples: windows of prose for the perplexity, of `length` tokens each.
+        prefill_samples: prompts whose prefill is timed, one at a time.
+    """
+
+    task: str = "needle"
+    length: int = 1024
+    samples: int = 20
+    seed: int = 0
+    scoring: str = "forced"
+    batch_size: int = 1
+    perplexity_samples: int = 4
+    prefill_samples: int = 3
+
+    def __post_init__(self) -> None:
+        """Check every value."""
+        if TASKS[self.task].kind != "retrieval":
+            raise ValueError(f"task {self.task!r} retrieves nothing, and its numbers are in every comparison anyway")
+        if self.scoring not in SCORERS:
+            raise ValueError(f"scoring={self.scoring!r}: use one of {', '.join(SCORERS)}")
+        for name in ("length", "samples", "batch_size", "perplexity_samples", "prefill_samples"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}={getattr(self, name)}: use 1 or more")
+
+
+@dataclass
+class Comparison:
+    """The outcome.
+
+    Args:
+        settings: what was asked for.
+        recipes: the recipes in the order of `rows`; the first is full attention.
+        rows: one a recipe: its measures, and the ratio of each to full attention (`<measure>_ratio`).
+        predictions: one a recipe and sample.
+        model: name of the model.
+        model_config: its (text) configuration.
+        seconds: time that the comparison took.
+        environment: versions and hardware.
+    """
+
+    settings: Settings
+    recipes: list[Recipe]
+    rows: list[dict[str, Any]]
+    predictions: list[dict[str, Any]]
+    model: str
+    model_config: Any
+    seconds: float = 0.0
+    environment: dict[str, str] = field(default_factory=environment)
+
+    def save(self, folder: Path) -> list[Path]:
+        """Write table, predictions, settings and plots into an existing folder; return the files.
+
+        Raises:
+            ModuleNotFoundError: matplotlib is missing (the data files are written all the same).
+        """
+        table, everything = folder / "table.csv", folder / "results.json"
+        write_csv(table, self.rows)
+        content = {
+            "command": command_line(),
+            "model": self.model,
+            "settings": asdict(self.settings),
+            "recipes": {recipe.name: recipe.to_dict() for recipe in self.recipes},
+            "environment": self.environment,
+            "seconds": round(self.seconds, 1),
+            "table": self.rows,
+            "predictions": self.predictions,
+        }
+        write_json(everything, content)
+        return [table, everything, *self._save_plots(folder)]
+
+    def _save_plots(self, folder: Path) -> list[Path]:
+        from swaa.report import plots
+
+        settings = self.settings
+        configs = {recipe.name: recipe.config for recipe in self.recipes}
+        title = f"{self.model}: {settings.task}, {settings.length} tokens, {settings.samples} samples"
+        figures = {
+            "accuracy-prefill": plots.accuracy_against_time(
+                self.rows, title=title, time_label=f"prefill of {settings.length} tokens (s)"
+            ),
+            "masks": plots.mask_grid(configs, self.model_config.num_hidden_layers),
+            "layers": plots.layer_map(configs, self.model_config),
+        }
+        paths = [folder / f"{name}.png" for name in figures]
+        for path, figure in zip(paths, figures.values(), strict=True):
+            plots.save(figure, path)
+        return paths
+
+
+def choose_recipes(
+    names: Sequence[str] | None, *, length: int, window: int | None = None, sinks: int | None = None
+) -> list[Recipe]:
+    """Load the recipes of a comparison, full attention first.
+
+    Args:
+        names: recipe names or files; None: `DEFAULT_RECIPES` with a window of an eighth of `length`.
+        length: tokens of a prompt.
+        window: replaces the window of every recipe that has one.
+        sinks: replaces the sinks of every recipe that has some.
+
+    Raises:
+        ConfigError: a recipe does not exist or is wrong.
+    """
+    from swaa.recipes import load_recipes
+
+    if names is None:
+        names, window = DEFAULT_RECIPES, window or max(length // 8, 1)
+    recipes = [recipe for name in names for recipe in load_recipes(name)]
+    changed = []
+    for recipe in recipes:
+        if recipe.config.window is not None and window is not None:
+            recipe = recipe.replace(window=window)
+        if recipe.config.sinks and sinks is not None:
+            recipe = recipe.replace(sinks=sinks)
+        changed.append(recipe)
+    full = next((recipe for recipe in changed if recipe.config.window is None), load_recipe("full"))
+    return [full, *(recipe for recipe in changed if recipe.config.window is not None)]
+
+
+def compare(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    recipes: Sequence[Recipe],
+    settings: Settings,
+    *,
+    name: str = "model",
+    progress: Callable[[str, int, int], None] = lambda recipe, done, correct: None,
+) -> Comparison:
+    """Run recipes side by side; the model is restored afterwards, whatever happens.
+
+    Args:
+        model: an unadapted model.
+        tokenizer: its tokenizer.
+        recipes: full attention first (`choose_recipes`).
+        settings: what is compared.
+        name: of the model, for the records.
+        progress: called with the recipe's name, its finished steps (`steps(settings)` in all) and right answers so far.
+
+    Raises:
+        ConfigError: a recipe does not fit the model.
+        ValueError: the task cannot make such samples.
+    """
+    begin = time.perf_counter()
+    model_config = model.config.get_text_config()
+    for recipe in recipes:
+        plan_layers(model_config, recipe.config)
+    length, seed = settings.length, settings.seed
+    samples = TASKS[settings.task].samples(tokenizer, length=length, count=settings.samples, seed=seed)
+    prose = TASKS["perplexity"].samples(tokenizer, length=length, count=settings.perplexity_samples, seed=seed)
+    outcome = Comparison(settings, list(recipes), [], [], name, model_config)
+    perplexities: dict[SWAAConfig, float] = {}
+    try:
+        for recipe in recipes:
+            config = recipe.config
+            if config.window is None:
+                restore(model)
+            else:
+                adapt(model, config)
+            answers = []
+            for answer in SCORERS[settings.scoring](model, tokenizer, samples, batch_size=settings.batch_size):
+                answers.append(answer)
+                progress(recipe.name, len(answers), sum(a.correct for a in answers))
+            correct, done = sum(a.correct for a in answers), len(answers)
+            # Perplexity has no generated rows, so recipes that differ in FA decode only share it.
+            key = config.replace(fa_decode=False)
+            if key not in perplexities:
+                losses = []
+                for loss in perplexity(model, prose):
+                    losses.append(loss)
+                    progress(recipe.name, done + len(losses), correct)
+                perplexities[key] = math.exp(math.fsum(losses) / len(losses))
+            done += len(prose)
+            seconds, kv_bytes = measure_prefill(model, [s.prompt_ids for s in samples[: settings.prefill_samples]])
+            progress(recipe.name, done + 1, correct)
+            low, high = accuracy_interval(correct, len(answers))
+            row: dict[str, Any] = {
+                "recipe": recipe.name,
+                "accuracy": correct / len(answers),
+                "accuracy_low": low,
+                "accuracy_high": high,
+                "nll": math.fsum(a.nll for a in answers) / len(answers),
+                "perplexity": perplexities[key],
+                "prefill_seconds": seconds,
+                "kv_bytes": kv_bytes,
+            }
+            full = outcome.rows[0] if outcome.rows else row
+            ratios = {f"{measure}_ratio": _ratio(row[measure], full[measure]) for measure in MEASURES}
+            outcome.rows.append(row | ratios)
+            outcome.predictions += [
+                {"recipe": recipe.name, **asdict(a), "answer": samples[a.index].answer, "meta": samples[a.index].meta}
+                for a in answers
+            ]
+    finally:
+        restore(model)
+    outcome.seconds = time.perf_counter() - begin
+    return outcome
+
+
+def steps(settings: Settings) -> int:
+    """Return how many steps `compare` reports for one recipe."""
+    return settings.samples + settings.perplexity_samples + 1
+
+
+def _ratio(value: float, full: float) -> float:
+    return value / full if full else math.nan

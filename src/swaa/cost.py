@@ -1,0 +1,179 @@
+"""The cost model of an adaptation: visible pairs, KV memory and prefill arithmetic. Numbers only, no torch.
+
+Where a family keeps something else than plain keys and values, the answer is None: unknown is better than wrong.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+from swaa.config import LayerRule
+
+# Settings of families whose cache or head sizes this module does not know (latent attention, sizes by layer kind, ..).
+_UNKNOWN_SIZES = (
+    "kv_lora_rank",
+    "v_head_dim",
+    "global_head_dim",
+    "swa_head_dim",
+    "swa_num_key_value_heads",
+    "multi_query",
+    "attn_config",
+    "cross_attention_layers",
+    "skip",
+)
+_EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts")
+
+
+def visible_pairs(rule: LayerRule, prompt: int, new: int = 0) -> int:
+    """Count the query-key pairs that one layer sees, in closed form.
+
+    Args:
+        rule: the layer's rule.
+        prompt: prompt tokens.
+        new: generated rows after the prompt.
+
+    Returns:
+        the number of True entries of `swaa.mask.oracle_mask` over all rows.
+    """
+    rows = prompt + new
+    if rule.window is None:
+        return _triangle(rows)
+    # The window part and the sink part of a row are disjoint, so a sliding row sees min(position + 1, both) keys.
+    most = rule.window + rule.sinks
+    start, stop = max(prompt - rule.dense_tail, 0), rows if rule.fa_decode else prompt
+    dense = _triangle(stop) - _triangle(start)
+    return _triangle(start, most) + dense + _triangle(rows, most) - _triangle(stop, most)
+
+
+def kept_tokens(rule: LayerRule, length: int, *, release_kv: bool) -> int:
+    """Count the tokens whose keys and values a layer holds once its prompt is complete.
+
+    Args:
+        rule: the layer's rule.
+        length: tokens so far.
+        release_kv: layers forget what no later row can see. Rows of a layer with FA decode can see everything.
+    """
+    if rule.window is None or rule.fa_decode or not release_kv:
+        return length
+    return min(length, rule.sinks + rule.window - 1)
+
+
+def kv_bytes(
+    model_config: Any,
+    rules: Sequence[LayerRule | None],
+    length: int,
+    *,
+    dtype_bytes: int = 2,
+    release_kv: bool,
+) -> int | None:
+    """Count the bytes of keys and values of one sequence, once its prompt is complete.
+
+    Args:
+        model_config: the model's configuration of transformers, a composite one too.
+        rules: what `swaa.adapting.plan_layers` returns.
+        length: tokens so far.
+        dtype_bytes: bytes of one number.
+        release_kv: as in `kept_tokens`. Layers with a native window release in any case.
+
+    Returns:
+        the bytes, None for a family whose cache holds something else on some layer.
+    """
+    total = 0
+    for rule, (kind, config) in zip(rules, layer_kinds(model_config), strict=True):
+        heads = _heads(config)
+        native = native_window(kind, config)
+        if heads is None or (rule is None and native is None):
+            return None
+        if kind == "shared":
+            continue
+        if rule is not None:
+            tokens = kept_tokens(rule, length, release_kv=release_kv)
+        else:
+            tokens = min(length, (native or 0) - 1)
+        total += 2 * heads[1] * heads[2] * dtype_bytes * tokens
+    return total
+
+
+def prefill_flops(
+    model_config: Any, rules: Sequence[LayerRule | None], prompt: int, parameters: int
+) -> tuple[float, float | None]:
+    """Count the floating-point operations of reading a prompt, as in design.md, section 5.
+
+    Norms, RoPE, softmax and activations are left out: they are a small part of the arithmetic, though not of the time.
+
+    Args:
+        model_config: the model's configuration of transformers, a composite one too.
+        rules: what `swaa.adapting.plan_layers` returns.
+        prompt: prompt tokens.
+        parameters: parameters that a token passes through (`active_parameters`).
+
+    Returns:
+        the linear part, 2 x parameters x tokens; and the attention part, 4 x query heads x head dim x visible pairs,
+        summed over the layers (None where the head sizes are unknown). A layer of linear attention has no pairs.
+    """
+    attention = 0.0
+    for rule, (kind, config) in zip(rules, layer_kinds(model_config), strict=True):
+        if (heads := _heads(config)) is None:
+            return 2.0 * parameters * prompt, None
+        native = native_window(kind, config)
+        if rule is not None:
+            pairs = visible_pairs(rule, prompt)
+        elif kind == "chunked_attention" and native:
+            pairs = prompt // native * _triangle(native) + _triangle(prompt % native)
+        else:
+            pairs = visible_pairs(LayerRule(window=native), prompt) if native else 0
+        attention += 4.0 * heads[0] * heads[2] * pairs
+    return 2.0 * parameters * prompt, attention
+
+
+def active_parameters(model: Any) -> int:
+    """Count the parameters that one token passes through: of a mixture of experts, the share of the chosen ones.
+
+    Args:
+        model: a transformers model; one on the meta device will do.
+    """
+    config = model.config.get_text_config()
+    experts = next((n for name in _EXPERTS if isinstance(n := getattr(config, name, None), int) and n > 0), 1)
+    chosen = getattr(config, "num_experts_per_tok", None)
+    share = min(chosen / experts, 1.0) if isinstance(chosen, int) else 1.0
+    sizes = [(".experts." in name, parameter.numel()) for name, parameter in model.named_parameters()]
+    return round(sum(size * share if expert else size for expert, size in sizes))
+
+
+def layer_kinds(model_config: Any) -> list[tuple[str, Any]]:
+    """Return each layer's kind, "shared" where it uses the cache of another layer, and its configuration."""
+    config = model_config.get_text_config()
+    # Heterogeneous models (Gemma 4) refuse to tell a size that differs between layers any other way.
+    each = getattr(config, "per_layer_config", None)
+    configs = list(each) if each else [config] * config.num_hidden_layers
+    kinds = getattr(config, "layer_types", None)
+    if kinds is None:
+        native = getattr(config, "sliding_window", None)
+        kinds = ["full_attention" if native is None else "sliding_attention"] * len(configs)
+    shared = getattr(config, "kv_sharing_modes", None) or [None] * len(configs)
+    return [
+        ("shared" if mode == "reuse" else kind, layer) for mode, kind, layer in zip(shared, kinds, configs, strict=True)
+    ]
+
+
+def native_window(kind: str, config: Any) -> int | None:
+    """Return the model's own window of a layer: tokens visible, the row's own included; None if it has none."""
+    names = {"sliding_attention": "sliding_window", "chunked_attention": "attention_chunk_size"}
+    return getattr(config, names[kind], None) if kind in names else None
+
+
+def _triangle(rows: int, most: int | None = None) -> int:
+    """Sum min(row, most) over the rows 1 to `rows`."""
+    if most is None or rows <= most:
+        return rows * (rows + 1) // 2
+    return most * (most + 1) // 2 + (rows - most) * most
+
+
+def _heads(config: Any) -> tuple[int, int, int] | None:
+    """Return a layer's query heads, KV heads and head dim, None if it is no plain attention."""
+    if any(getattr(config, name, None) for name in _UNKNOWN_SIZES):
+        return None
+    heads = getattr(config, "num_attention_heads", None)
+    kv_heads = getattr(config, "num_key_value_heads", None) or heads
+    if not isinstance(heads, int) or not isinstance(kv_heads, int):
+        return None
+    return heads, kv_heads, getattr(config, "head_dim", None) or config.hidden_size // heads

@@ -1,0 +1,163 @@
+"""Measuring a model on samples: forced answers, free generation, perplexity, prefill time and KV bytes.
+
+A measurement takes the model as it is: adapted or not.
+"""
+
+import math
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import Cache, PreTrainedModel, PreTrainedTokenizerBase
+
+from swaa.adapting import adaptation
+from swaa.tasks import Sample, correct_text
+
+
+@dataclass(frozen=True)
+class Answer:
+    """How a model answered one sample.
+
+    Args:
+        index: number of the sample.
+        correct: whether the whole answer was right.
+        nll: mean negative log likelihood of the gold answer's tokens, in nats.
+        text: the prediction: the most likely token at each place of the gold answer, or the generated text.
+    """
+
+    index: int
+    correct: bool
+    nll: float
+    text: str
+
+
+@torch.inference_mode()
+def score_answers(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, samples: Sequence[Sample], *, batch_size: int = 1
+) -> Iterator[Answer]:
+    """Score the gold answers in one pass a batch: right if every token is the most likely one after those before it.
+
+    That is greedy exact match after the forced answer prefix. Prefix and answer count as generated tokens.
+
+    Args:
+        model: the model, adapted or not.
+        tokenizer: its tokenizer.
+        samples: retrieval samples.
+        batch_size: samples a pass.
+    """
+    for start in range(0, len(samples), batch_size):
+        batch = samples[start : start + batch_size]
+        rows = [list(s.prompt_ids + s.prefix_ids + s.answer_ids) for s in batch]
+        longest = max(map(len, rows))
+        kept = longest - min(len(s.prompt_ids) + len(s.prefix_ids) for s in batch) + 1
+        ids = torch.tensor([row + [0] * (longest - len(row)) for row in rows], device=model.device)
+        mask = torch.tensor([[1] * len(row) + [0] * (longest - len(row)) for row in rows], device=model.device)
+        # Without a mask a batch without padding takes the faster path.
+        extra: dict[str, Any] = {} if bool(mask.all()) else {"attention_mask": mask}
+        if adaptation(model):
+            extra["prompt_length"] = torch.tensor([len(s.prompt_ids) for s in batch])
+        logits = model(ids, use_cache=False, logits_to_keep=kept, **extra).logits
+        for offset, (sample, row) in enumerate(zip(batch, rows, strict=True)):
+            stop = len(row) - 1 - (longest - logits.shape[1])
+            scores = logits[offset, stop - len(sample.answer_ids) : stop].float()
+            gold = ids[offset, len(row) - len(sample.answer_ids) : len(row)]
+            predicted = scores.argmax(-1)
+            nll = torch.nn.functional.cross_entropy(scores, gold).item()
+            yield Answer(start + offset, bool((predicted == gold).all()), nll, tokenizer.decode(predicted))
+
+
+@torch.inference_mode()
+def generate_answers(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, samples: Sequence[Sample], *, batch_size: int = 1
+) -> Iterator[Answer]:
+    """Let the model answer freely and greedily: right if the gold answer stands in the text.
+
+    The NLL is that of the forced gold answer (`score_answers`). Arguments as there.
+    """
+    forced = list(score_answers(model, tokenizer, samples, batch_size=batch_size))
+    for start in range(0, len(samples), batch_size):
+        batch = samples[start : start + batch_size]
+        longest = max(len(s.prompt_ids) for s in batch)
+        padding = [[0] * (longest - len(s.prompt_ids)) for s in batch]
+        rows = [(*left, *s.prompt_ids) for left, s in zip(padding, batch, strict=True)]
+        ids = torch.tensor(rows, device=model.device)
+        mask = torch.tensor([left + [1] * (longest - len(left)) for left in padding], device=model.device)
+        budget = max(len(s.prefix_ids) + len(s.answer_ids) for s in batch) + 8
+        output = model.generate(  # type: ignore[operator]  # GenerationMixin's
+            ids, attention_mask=mask, max_new_tokens=budget, do_sample=False, pad_token_id=_padding(model, tokenizer)
+        )
+        for offset, sample in enumerate(batch):
+            text = tokenizer.decode(output[offset, longest:], skip_special_tokens=True)
+            yield Answer(start + offset, correct_text(sample, text), forced[start + offset].nll, text)
+
+
+@torch.inference_mode()
+def perplexity(model: PreTrainedModel, samples: Iterable[Sample]) -> Iterator[float]:
+    """Yield the mean negative log likelihood (nats a token) of each sample's tokens from `meta["score_from"]` on.
+
+    All rows are prompt rows: FA decode plays no part.
+    """
+    for sample in samples:
+        ids = torch.tensor([sample.prompt_ids], device=model.device)
+        scored = ids.shape[1] - sample.meta["score_from"]
+        logits = model(ids, use_cache=False, logits_to_keep=scored + 1).logits[0, :-1]
+        # In slices: a float32 copy of all logits would be the largest tensor of the run.
+        losses = [
+            torch.nn.functional.cross_entropy(part.float(), gold, reduction="sum").item()
+            for part, gold in zip(logits.split(512), ids[0, -scored:].split(512), strict=True)
+        ]
+        yield math.fsum(losses) / scored
+
+
+@torch.inference_mode()
+def measure_prefill(model: PreTrainedModel, prompts: Sequence[Sequence[int]]) -> tuple[float, int]:
+    """Time the prefill of single prompts, and measure what the cache holds afterwards.
+
+    Args:
+        model: the model.
+        prompts: token ids of one or more prompts of one length; the first is run once more to warm up.
+
+    Returns:
+        median seconds of a prompt (logits of the last token only), and KV bytes a sequence.
+    """
+    seconds, held = [], 0
+    for index, prompt in enumerate([prompts[0], *prompts]):
+        ids = torch.tensor([list(prompt)], device=model.device)
+        _synchronize(model.device)
+        begin = time.perf_counter()
+        output = model(ids, use_cache=True, logits_to_keep=1)
+        _synchronize(model.device)
+        if index:
+            seconds.append(time.perf_counter() - begin)
+        held = cache_bytes(output.past_key_values)
+    return sorted(seconds)[len(seconds) // 2], held
+
+
+def cache_bytes(cache: Cache) -> int:
+    """Return the bytes of all key and value tensors that a cache holds."""
+    tensors: list[Tensor | None] = [x for layer in cache.layers for x in (layer.keys, layer.values)]
+    # A view (a slice of a longer prompt, say) keeps its whole storage alive.
+    storages = {x.untyped_storage().data_ptr(): x.untyped_storage().nbytes() for x in tensors if x is not None}
+    return sum(storages.values())
+
+
+def accuracy_interval(correct: int, count: int) -> tuple[float, float]:
+    """Return Wilson's 95 % confidence interval of an accuracy (Wilson 1927), 0..1."""
+    z = 1.959964
+    share, spread = correct / count, z * z / count
+    middle = (share + spread / 2) / (1 + spread)
+    half = z * math.sqrt(share * (1 - share) / count + spread / (4 * count)) / (1 + spread)
+    return max(middle - half, 0.0), min(middle + half, 1.0)
+
+
+def _padding(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> int:
+    known = (tokenizer.pad_token_id, tokenizer.eos_token_id, 0)
+    return next(x for x in known if x is not None)
+
+
+def _synchronize(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)

@@ -1,0 +1,138 @@
+"""What all plots share: header, colours, quiet axes, labels that do not overlap. The only importer of matplotlib."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+try:
+    from matplotlib.axes import Axes
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.colors import ListedColormap
+    from matplotlib.figure import Figure
+    from matplotlib.layout_engine import ConstrainedLayoutEngine
+    from matplotlib.patches import Patch
+    from matplotlib.path import Path
+    from matplotlib.patheffects import withStroke
+    from matplotlib.transforms import Bbox
+except ModuleNotFoundError as error:
+    raise ModuleNotFoundError("plots need matplotlib: pip install 'swaa[demo]'", name=error.name) from error
+
+# Inches, and points for the fonts: at 900 pixels the smallest text is 11 pixels high.
+WIDTH, DPI = 9.0, 150
+TITLE, TEXT, SMALL = 12, 9, 8
+# A label further than this above or below its point, in points, gets a line that leads back.
+NEAR = 8
+INK, GREY, FAINT = "#222222", "#666666", "#D4D4D4"
+# Okabe and Ito without the yellow that white paper swallows, then Tol's muted hues that are not too close to them.
+PALETTE = (
+    *("#000000", "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#882255", "#999933", "#332288"),
+    *("#44AA99", "#AA4499", "#8C564B", "#888888", "#117733"),
+)
+
+
+def colours(names: Iterable[str]) -> dict[str, str]:
+    """Give every recipe its colour, by its place in the order; after fifteen they start again."""
+    return {name: PALETTE[index % len(PALETTE)] for index, name in enumerate(dict.fromkeys(names))}
+
+
+def colour_map(shades: Mapping[str, str]) -> dict[str, Any]:
+    """Return the arguments that make an image of integers take the shades in their order."""
+    return {"cmap": ListedColormap(list(shades.values())), "vmin": 0, "vmax": len(shades) - 1}
+
+
+def new_figure(height: float, title: str, subtitle: str, legend: Mapping[str, str] | None = None) -> Figure:
+    """Make an empty figure with a header at a fixed distance from the top; the layout fills what is below it.
+
+    Args:
+        height: in inches; the width is fixed.
+        title: in bold.
+        subtitle: one or more small lines.
+        legend: shades by label.
+    """
+    figure = Figure(figsize=(WIDTH, height), dpi=DPI, facecolor="white")
+    FigureCanvasAgg(figure)
+    left, below = 0.1 / WIDTH, 0.36
+    figure.text(left, 1 - 0.1 / height, title, fontsize=TITLE, color=INK, weight="bold", va="top")
+    figure.text(left, 1 - below / height, subtitle, fontsize=SMALL, color=GREY, va="top", linespacing=1.4)
+    below += 0.18 * (subtitle.count("\n") + 1)
+    if legend:
+        figure.legend(
+            handles=[Patch(facecolor=shade, label=label) for label, shade in legend.items()],
+            loc="upper left",
+            bbox_to_anchor=(0, 1 - below / height),
+            ncols=len(legend),
+            frameon=False,
+            fontsize=SMALL,
+            labelcolor=INK,
+            handlelength=1.2,
+            columnspacing=1.6,
+        )
+        below += 0.3
+    rect = (0, 0, 1, 1 - (below + 0.05) / height)
+    figure.set_layout_engine(ConstrainedLayoutEngine(rect=rect, w_pad=0.08, h_pad=0.08, wspace=0.02, hspace=0.02))
+    return figure
+
+
+def quiet(axes: Axes, spines: Sequence[str]) -> None:
+    """Make ticks and the named spines grey and thin, and hide the other spines."""
+    axes.tick_params(labelsize=SMALL, colors=GREY, length=3)
+    for side, spine in axes.spines.items():
+        spine.set(visible=side in spines, color=GREY, linewidth=0.6)
+
+
+def label_points(
+    axes: Axes,
+    points: Mapping[str, tuple[float, float]],
+    colour: Mapping[str, str],
+    lines: Sequence[tuple[float, float, float, float]],
+) -> None:
+    """Write each name beside its point, nudged to the nearest free place; a thin line leads back from a far one.
+
+    Args:
+        axes: with final limits; nothing may be added to the figure that changes the layout.
+        points: in data coordinates.
+        colour: of the points.
+        lines: (x, y, x, y) of vertical or horizontal lines that a label should rather not lie on.
+    """
+    figure = axes.figure
+    assert isinstance(figure, Figure)
+    figure.draw_without_rendering()
+    pixels, inside = DPI / 72, axes.get_window_extent()
+    centres = {name: axes.transData.transform(xy) for name, xy in points.items()}
+    markers = {name: Bbox.from_bounds(x, y, 0, 0).padded(5 * pixels) for name, (x, y) in centres.items()}
+    taken = list(markers.values())
+    avoided = [Bbox(axes.transData.transform([line[:2], line[2:]])).padded(pixels) for line in lines]
+    for name in sorted(points, key=lambda name: points[name][1], reverse=True):
+        probe = figure.text(0, 0, name, fontsize=TEXT)
+        size = probe.get_window_extent()
+        probe.remove()
+        others = [box for box in taken if box is not markers[name]]
+        places = []
+        for up in range(-140, 141, 2):
+            for side in (1, -1):
+                across = 9 + 0.2 * abs(up)
+                x, y = centres[name]
+                left = x + across * pixels if side > 0 else x - across * pixels - size.width
+                box = Bbox.from_bounds(left, y + up * pixels - size.height / 2, size.width, size.height)
+                out = not (inside.x0 <= box.x0 and box.x1 <= inside.x1 and inside.y0 <= box.y0 and box.y1 <= inside.y1)
+                leader = Path([(box.x0 if side > 0 else box.x1, y + up * pixels), (x, y)])
+                crossed = sum(leader.intersects_bbox(other) for other in others) if abs(up) > NEAR else 0
+                cost = 1000 * (box.count_overlaps(taken) + out) + 100 * crossed + 10 * box.count_overlaps(avoided)
+                # Right of the point before left of it, where both are as good.
+                places.append((cost + abs(up) - side, side, across, up, box))
+        _, side, across, up, box = min(places, key=lambda place: place[0])
+        taken.append(box)
+        line = {"arrowstyle": "-", "color": colour[name], "linewidth": 0.8, "shrinkA": 1, "shrinkB": 4}
+        label = axes.annotate(
+            name,
+            points[name],
+            xytext=(side * across, up),
+            textcoords="offset points",
+            ha="left" if side > 0 else "right",
+            va="center",
+            fontsize=TEXT,
+            color=INK,
+            zorder=5,
+            arrowprops=line | {"relpos": (0 if side > 0 else 1, 0.5)} if abs(up) > NEAR else None,
+            path_effects=[withStroke(linewidth=2.5, foreground="white")],
+        )
+        label.set_in_layout(False)
