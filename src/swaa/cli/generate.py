@@ -1,8 +1,6 @@
 """`swaa generate`: text from a model under a recipe."""
 
-import sys
 import time
-from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -18,22 +16,20 @@ from swaa.cli.common import (
     SinksOption,
     WindowOption,
     notes,
+    positive_tokens,
     resolve_recipe,
-    short_form,
-    token_count,
     warn,
 )
+from swaa.cli.prompting import encode_prompt, read_prompt
+from swaa.cli.wording import short_form
 from swaa.config import SWAAConfig
 from swaa.models import DEFAULT_MODEL, load_model
-
-# Method 4 of the paper for models that do not think by themselves.
-REASON_FIRST = "\n\nReason step by step before you give the final answer."
 
 
 def generate(
     prompt: Annotated[
         str | None,
-        typer.Argument(metavar="[PROMPT]", help="The prompt, as in `swaa generate 'What is a sink token?'`."),
+        typer.Argument(metavar="PROMPT", help="The prompt, as in `swaa generate 'What is a sink token?'`."),
     ] = None,
     file: Annotated[
         str | None,
@@ -61,7 +57,8 @@ def generate(
         bool, typer.Option("--raw", help="Continue the text as it is, no chat template: `--raw 'Once upon a time'`.")
     ] = False,
     max_new_tokens: Annotated[
-        int, typer.Option(parser=token_count, metavar="TOKENS", help="Stop after so many, as in `--max-new-tokens 1k`.")
+        int,
+        typer.Option(parser=positive_tokens, metavar="TOKENS", help="Stop after so many, as in `--max-new-tokens 1k`."),
     ] = 256,
     temperature: Annotated[
         float, typer.Option(min=0.0, metavar="NUMBER", help="0 is greedy; `--temperature 0.7` samples.")
@@ -83,7 +80,7 @@ def generate(
     prefill_chunk_size: Annotated[
         int | None,
         typer.Option(
-            parser=token_count,
+            parser=positive_tokens,
             metavar="TOKENS",
             help="Read the prompt in pieces, which needs less memory, as in `--prefill-chunk-size 4k`.",
         ),
@@ -99,7 +96,7 @@ def generate(
 
     - `cat notes.txt | swaa generate --raw --max-new-tokens 64 --temperature 0.8 --seed 1`
     """
-    text = _read(prompt, file)
+    text = read_prompt(prompt, file)
     from swaa.adapting import adapt, plan_layers
     from swaa.cli.loading import load_config, quiet_transformers
 
@@ -122,7 +119,7 @@ def generate(
     loaded, tokenizer = load_model(model, dtype=dtype, device=device)
     if adapted:
         adapt(loaded, chosen.config)
-    inputs = _encode(tokenizer, text, chosen.chain_of_thought, system, raw)
+    inputs = encode_prompt(tokenizer, text, chosen.chain_of_thought, system, raw)
     count = inputs["input_ids"].shape[1]
     positions = getattr(config.get_text_config(), "max_position_embeddings", None)
     if positions and count + max_new_tokens > positions:
@@ -138,52 +135,6 @@ def generate(
     with quiet_transformers():
         timer = _generate(loaded, tokenizer, inputs, seed, max_new_tokens=max_new_tokens, **options)
     notes().print(f"{count} prompt tokens, {timer.summary()}, recipe {chosen.name} ({short_form(chosen.config)})")
-
-
-def _read(prompt: str | None, file: str | None) -> str:
-    source = file if file is not None else "-" if prompt in (None, "-") else None
-    parts = [] if source is None else [_text(source)]
-    if prompt not in (None, "-"):
-        parts.append(str(prompt))
-    text = "\n\n".join(part for part in parts if part.strip())
-    if not text:
-        raise ValueError("the prompt is empty: give it as an argument, with --file PATH, or on standard input")
-    return text
-
-
-def _text(source: str) -> str:
-    if source == "-" and sys.stdin.isatty():
-        raise ValueError("no prompt: give it as an argument, with --file PATH, or on standard input")
-    try:
-        return sys.stdin.read() if source == "-" else Path(source).expanduser().read_text(encoding="utf-8")
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{source!r} is no UTF-8 text: {error.reason} at byte {error.start}") from error
-    except OSError as error:
-        raise ValueError(f"cannot read {source!r}: {error.strerror or error}") from error
-
-
-def _encode(tokenizer: Any, text: str, chain_of_thought: str, system: str | None, raw: bool) -> dict[str, Any]:
-    template = None if raw else tokenizer.chat_template
-    if chain_of_thought == "prompt":
-        text += REASON_FIRST
-    if template is None:
-        if system is not None:
-            raise ValueError("--system needs a chat template, and there is none here: put it into the prompt")
-        if chain_of_thought == "thinking":
-            warn("without a chat template there is no thinking to switch on")
-        return dict(tokenizer(text, return_tensors="pt", verbose=False))
-    messages = [{"role": "system", "content": system}] if system is not None else []
-    messages.append({"role": "user", "content": text})
-    switches = {}
-    if chain_of_thought == "thinking":
-        switches["enable_thinking"] = True
-        if "enable_thinking" not in str(template):
-            warn("this model's chat template has no thinking switch: it thinks always, or never")
-    return dict(
-        tokenizer.apply_chat_template(
-            messages, add_generation_prompt=True, return_dict=True, return_tensors="pt", **switches
-        )
-    )
 
 
 class _Timer:

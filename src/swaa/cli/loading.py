@@ -6,36 +6,55 @@ from pathlib import Path
 from typing import Any
 
 from swaa.models import DEFAULT_MODEL, ModelError, default_model_path
+from swaa.registry import suggestion
 
 
 def load_config(name: str) -> Any:
     """Read a model's configuration, without its weights.
 
+    Args:
+        name: as in `swaa.models.load_model`.
+
     Raises:
         ModelError: there is no such model, the hub cannot be reached, or it is no decoder-only language model.
     """
-    from huggingface_hub import get_hf_file_metadata, hf_hub_url
     from transformers import AutoConfig
 
     path = default_model_path() if name == DEFAULT_MODEL else Path(name).expanduser()
+    where: dict[str, Any] = {"trust_remote_code": False}
+    reason = "" if path.exists() else _unreachable(name)
     try:
-        if path.suffix == ".gguf" and path.is_file():
-            config = AutoConfig.from_pretrained(path.parent, gguf_file=path.name)
-        elif path.exists():
-            config = AutoConfig.from_pretrained(path, trust_remote_code=False)
-        else:
-            offline = False
-            # One quick question first: without a network, transformers retries for more than 20 seconds.
-            try:
-                get_hf_file_metadata(hf_hub_url(name, "config.json"), timeout=10)
-            except Exception:
-                offline = True
-            config = AutoConfig.from_pretrained(name, local_files_only=offline, trust_remote_code=False)
+        with quiet_transformers():
+            if path.suffix == ".gguf" and path.is_file():
+                config = AutoConfig.from_pretrained(path.parent, gguf_file=path.name, **where)
+            elif path.exists():
+                config = AutoConfig.from_pretrained(path, **where)
+            else:
+                config = AutoConfig.from_pretrained(name, local_files_only=bool(reason), **where)
     except (OSError, ValueError, ImportError) as error:
-        raise ModelError(f"cannot read the configuration of {name!r}: {str(error).strip().splitlines()[0]}") from error
+        why = reason or next(iter(str(error).strip().splitlines()), type(error).__name__)
+        hint = suggestion(name, [DEFAULT_MODEL])
+        raise ModelError(f"cannot read the configuration of {name!r}: {why.rstrip('.')}.{hint}") from error
     if config.is_encoder_decoder:
         raise ModelError(f"{name!r} is an encoder-decoder model; swaa adapts decoder-only language models")
     return config
+
+
+def _unreachable(name: str) -> str:
+    """Tell why the hub does not give a model's configuration, "" if it does.
+
+    One quick question, because without a network transformers retries for more than 20 seconds.
+    """
+    from huggingface_hub import get_hf_file_metadata, hf_hub_url
+    from huggingface_hub.errors import HFValidationError
+
+    try:
+        get_hf_file_metadata(hf_hub_url(name, "config.json"), timeout=10)
+    except HFValidationError:
+        return "it is neither an existing path nor a hub id (owner/name)"
+    except Exception as error:
+        return f"no such path, and the Hugging Face hub cannot give it ({type(error).__name__})"
+    return ""
 
 
 @contextmanager

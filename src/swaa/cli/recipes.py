@@ -4,7 +4,8 @@ from typing import Annotated
 
 import typer
 
-from swaa.cli.common import output, short_form
+from swaa.cli.common import output
+from swaa.cli.wording import short_form
 from swaa.recipes import load_recipe, load_recipes, recipe_names
 
 app = typer.Typer()

@@ -8,7 +8,7 @@ from typing import Any
 
 import yaml
 
-from swaa.config import ConfigError, SWAAConfig, load_settings, read_structured
+from swaa.config import ConfigError, SWAAConfig, read_structured
 from swaa.registry import suggestion
 
 FOLDER = Path(__file__).parent
@@ -96,7 +96,9 @@ def load_recipe(name: str | Path) -> Recipe:
 
 
 def load_recipes(name: str | Path) -> list[Recipe]:
-    """Load a recipe as `load_recipe` does; a file with a list of settings, as the reference has them, gives several.
+    """Load a recipe as `load_recipe` does; a file with a list gives several.
+
+    The list holds recipes with a `name` each, configurations, or settings of the reference project.
 
     Raises:
         ConfigError: there is no such recipe, or its content is wrong.
@@ -105,7 +107,7 @@ def load_recipes(name: str | Path) -> list[Recipe]:
     if path.suffix in (".yaml", ".yml", ".json"):
         content = read_structured(path)
         if isinstance(content, list):
-            return [Recipe(f"{path.stem}[{index}]", config) for index, config in enumerate(load_settings(path))]
+            return [_from_list(path.stem, index, item) for index, item in enumerate(content)]
         return [Recipe.from_dict(path.stem, content)]
     if str(name) not in recipe_names():
         raise ConfigError(
@@ -113,3 +115,10 @@ def load_recipes(name: str | Path) -> list[Recipe]:
             "or give a .yaml or .json file"
         )
     return [Recipe.from_dict(str(name), read_structured(FOLDER / f"{name}.yaml"))]
+
+
+def _from_list(stem: str, index: int, item: Any) -> Recipe:
+    if isinstance(item, Mapping) and "config" in item:
+        item = dict(item)
+        return Recipe.from_dict(item.pop("name", f"{stem}[{index}]"), item)
+    return Recipe.from_dict(f"{stem}[{index}]", item)

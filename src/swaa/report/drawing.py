@@ -20,7 +20,7 @@ except ModuleNotFoundError as error:
 WIDTH, DPI = 9.0, 150
 TITLE, TEXT, SMALL = 12, 9, 8
 # A label further than this above or below its point, in points, gets a line that leads back.
-NEAR = 8
+NEAR = 5
 INK, GREY, FAINT = "#222222", "#666666", "#D4D4D4"
 # Okabe and Ito without the yellow that white paper swallows, then Tol's muted hues that are not too close to them.
 PALETTE = (
@@ -85,10 +85,10 @@ def label_points(
     colour: Mapping[str, str],
     lines: Sequence[tuple[float, float, float, float]],
 ) -> None:
-    """Write each name beside its point, nudged to the nearest free place; a thin line leads back from a far one.
+    """Write each name beside its point, nudged to a free place; a thin line leads back from a far one.
 
     Args:
-        axes: with final limits; nothing may be added to the figure that changes the layout.
+        axes: with final limits; nothing may be added to the figure afterwards that changes the layout.
         points: in data coordinates.
         colour: of the points.
         lines: (x, y, x, y) of vertical or horizontal lines that a label should rather not lie on.
@@ -96,32 +96,19 @@ def label_points(
     figure = axes.figure
     assert isinstance(figure, Figure)
     figure.draw_without_rendering()
-    pixels, inside = DPI / 72, axes.get_window_extent()
-    centres = {name: axes.transData.transform(xy) for name, xy in points.items()}
-    markers = {name: Bbox.from_bounds(x, y, 0, 0).padded(5 * pixels) for name, (x, y) in centres.items()}
-    taken = list(markers.values())
-    avoided = [Bbox(axes.transData.transform([line[:2], line[2:]])).padded(pixels) for line in lines]
-    for name in sorted(points, key=lambda name: points[name][1], reverse=True):
+    centres = {name: tuple(axes.transData.transform(xy)) for name, xy in points.items()}
+    sizes = {}
+    for name in points:
         probe = figure.text(0, 0, name, fontsize=TEXT)
-        size = probe.get_window_extent()
+        sizes[name] = probe.get_window_extent().size
         probe.remove()
-        others = [box for box in taken if box is not markers[name]]
-        places = []
-        for up in range(-140, 141, 2):
-            for side in (1, -1):
-                across = 9 + 0.2 * abs(up)
-                x, y = centres[name]
-                left = x + across * pixels if side > 0 else x - across * pixels - size.width
-                box = Bbox.from_bounds(left, y + up * pixels - size.height / 2, size.width, size.height)
-                out = not (inside.x0 <= box.x0 and box.x1 <= inside.x1 and inside.y0 <= box.y0 and box.y1 <= inside.y1)
-                leader = Path([(box.x0 if side > 0 else box.x1, y + up * pixels), (x, y)])
-                crossed = sum(leader.intersects_bbox(other) for other in others) if abs(up) > NEAR else 0
-                cost = 1000 * (box.count_overlaps(taken) + out) + 100 * crossed + 10 * box.count_overlaps(avoided)
-                # Right of the point before left of it, where both are as good.
-                places.append((cost + abs(up) - side, side, across, up, box))
-        _, side, across, up, box = min(places, key=lambda place: place[0])
-        taken.append(box)
-        line = {"arrowstyle": "-", "color": colour[name], "linewidth": 0.8, "shrinkA": 1, "shrinkB": 4}
+    avoided = [Bbox(axes.transData.transform([line[:2], line[2:]])).padded(DPI / 72) for line in lines]
+    # Placing is greedy, so which label comes first matters: try a few orders.
+    keys = [lambda name, axis=axis, sign=sign: sign * points[name][axis] for axis in (0, 1) for sign in (1, -1)]
+    orders = [sorted(points, key=key) for key in keys]
+    tried = [_place(order, centres, sizes, axes.get_window_extent(), avoided) for order in orders]
+    for name, (side, across, up) in min(tried, key=lambda attempt: attempt[0])[1].items():
+        leader = {"arrowstyle": "-", "color": colour[name], "linewidth": 0.8, "shrinkA": 1, "shrinkB": 4}
         label = axes.annotate(
             name,
             points[name],
@@ -132,7 +119,39 @@ def label_points(
             fontsize=TEXT,
             color=INK,
             zorder=5,
-            arrowprops=line | {"relpos": (0 if side > 0 else 1, 0.5)} if abs(up) > NEAR else None,
+            arrowprops=leader | {"relpos": (0 if side > 0 else 1, 0.5)} if abs(up) > NEAR else None,
             path_effects=[withStroke(linewidth=2.5, foreground="white")],
         )
         label.set_in_layout(False)
+
+
+def _place(
+    order: Sequence[str],
+    centres: Mapping[str, tuple[float, float]],
+    sizes: Mapping[str, tuple[float, float]],
+    inside: Bbox,
+    avoided: Sequence[Bbox],
+) -> tuple[float, dict[str, tuple[int, float, int]]]:
+    """Give each name in turn its cheapest place: the total cost, and (side, points across, points up) by name."""
+    pixels, total, places = DPI / 72, 0.0, {}
+    markers = {name: Bbox.from_bounds(x, y, 0, 0).padded(5 * pixels) for name, (x, y) in centres.items()}
+    taken = list(markers.values())
+    for name in order:
+        (x, y), (width, height) = centres[name], sizes[name]
+        others = [box for box in taken if box is not markers[name]]
+        options = []
+        for up in range(-140, 141, 4):
+            for side in (1, -1):
+                across = 9 + 0.2 * abs(up)
+                edge = x + side * across * pixels
+                box = Bbox.from_bounds(min(edge, edge + side * width), y + up * pixels - height / 2, width, height)
+                out = not (inside.x0 <= box.x0 and box.x1 <= inside.x1 and inside.y0 <= box.y0 and box.y1 <= inside.y1)
+                leader = Path([(edge, y + up * pixels), (x, y)])
+                crossed = sum(leader.intersects_bbox(other) for other in others) if abs(up) > NEAR and not out else 0
+                cost = 1000 * (box.count_overlaps(taken) + out) + 100 * crossed + 10 * box.count_overlaps(avoided)
+                # Right of the point before left of it, where both are as good.
+                options.append((cost + abs(up) - side, (side, across, up), box))
+        cost, places[name], box = min(options, key=lambda option: option[0])
+        total += cost
+        taken.append(box)
+    return total, places

@@ -139,7 +139,7 @@ def mask_grid(recipes: Mapping[str, SWAAConfig], num_layers: int, *, prompt: int
         sliding = Counter(rule for rule in config.resolve(num_layers) if rule.window is not None)
         rule = sliding.most_common(1)[0][0] if sliding else LayerRule()
         codes = reasons(geometry, _shrunk(rule, list(recipes.values()), prompt))
-        axes.imshow(codes, interpolation="nearest", **colour_map(REASONS))
+        axes.imshow(codes.numpy(), interpolation="nearest", **colour_map(REASONS))
         axes.axhline(prompt - 0.5, color="#D55E00", linewidth=1)
         quiet(axes, spines=("left", "right", "top", "bottom"))
         axes.set_xticks([])

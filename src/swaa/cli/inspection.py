@@ -1,0 +1,111 @@
+"""What `swaa inspect` shows, as plain data. Needs torch and transformers, so the command imports it when it runs."""
+
+import copy
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoModelForCausalLM
+
+from swaa.adapting import adapt, plan_layers
+from swaa.attention import select_backend
+from swaa.cli.wording import short_form
+from swaa.config import LayerRule, SWAAConfig
+from swaa.cost import active_parameters, kv_bytes, layer_kinds, native_window, prefill_flops
+from swaa.models import ModelError
+from swaa.recipes import Recipe
+
+
+def inspection(name: str, config: Any, recipe: Recipe, length: int | None) -> dict[str, Any]:
+    """Work out what a recipe does to a model: the content of `swaa inspect --json`.
+
+    Args:
+        name: what the model is called.
+        config: the model's configuration.
+        recipe: the recipe.
+        length: tokens of a sequence; None: the model's positions.
+
+    Raises:
+        AdaptError: the model cannot be adapted.
+        ConfigError: the recipe does not fit the model.
+        ModelError: `length` is None, and the model does not tell.
+    """
+    text = config.get_text_config()
+    parameters, active = _check(config, recipe.config)
+    rules, full_rules = plan_layers(text, recipe.config), plan_layers(text, SWAAConfig())
+    length = getattr(text, "max_position_embeddings", None) if length is None else length
+    if not length:
+        raise ModelError(f"{name!r} does not say how long its sequences may be: give --length, 1 or more")
+    backend, reason = "native", "the model's own: there is nothing to adapt"
+    if recipe.config != SWAAConfig():
+        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        backend, reason = select_backend(recipe.config.backend, device)
+    release = getattr(recipe.config, "release_kv", False)
+    kv = _saving(
+        kv_bytes(config, rules, length, release_kv=release), kv_bytes(config, full_rules, length, release_kv=False)
+    )
+    linear, attention = prefill_flops(config, rules, length, active)
+    _, full_attention = prefill_flops(config, full_rules, length, active)
+    flops = {"attention": _saving(attention, full_attention), "total": _saving(None, None)}
+    if attention is not None and full_attention is not None:
+        flops["total"] = _saving(linear + attention, linear + full_attention)
+    return {
+        "model": name,
+        "family": text.model_type,
+        "parameters": parameters,
+        "active_parameters": active,
+        "positions": getattr(text, "max_position_embeddings", None),
+        "recipe": {"name": recipe.name, "summary": short_form(recipe.config), "config": recipe.config.to_dict()},
+        "backend": {"name": backend, "reason": reason},
+        "layers": [
+            {"layer": layer} | _row(rule, native_window(kind, own), kind, release)
+            for layer, (rule, (kind, own)) in enumerate(zip(rules, layer_kinds(config), strict=True))
+        ],
+        "length": length,
+        "kv_bytes": kv,
+        "prefill_flops": flops,
+        "verdict": _verdict(rules, length, kv["ratio"], flops["attention"]["ratio"]),
+    }
+
+
+def _check(config: Any, adaptation: SWAAConfig) -> tuple[int, int]:
+    """Put the adaptation on a model without weights, and return the parameters: all, and those a token meets."""
+    text = config.get_text_config()
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(
+            copy.deepcopy(text if type(text) in MODEL_FOR_CAUSAL_LM_MAPPING else config)
+        )
+    if adaptation != SWAAConfig():
+        adapt(model, adaptation)
+    return sum(parameter.numel() for parameter in model.parameters()), active_parameters(model)
+
+
+def _saving(recipe: float | None, full: float | None) -> dict[str, float | None]:
+    return {"recipe": recipe, "full": full, "ratio": recipe / full if recipe is not None and full else None}
+
+
+def _row(rule: LayerRule | None, window: int | None, kind: str, release: bool) -> dict[str, Any]:
+    row: dict[str, Any] = {"attention": "full", "window": None, "sinks": 0, "fa_decode": False, "dense_tail": 0}
+    if rule is None:
+        return row | {"attention": f"native ({kind})", "window": window, "kv": "released" if window else "native"}
+    if rule.window is None:
+        return row | {"kv": "kept"}
+    return {"attention": "sliding", **vars(rule), "kv": "released" if release and not rule.fa_decode else "kept"}
+
+
+def _verdict(rules: Sequence[LayerRule | None], length: int, kv: float | None, attention: float | None) -> str:
+    sliding = [rule for rule in rules if rule is not None and rule.window is not None]
+    free = sum(not rule.fa_decode for rule in sliding)
+    if not sliding:
+        return "Full attention on every layer that could slide: nothing is saved."
+    if attention is None:
+        return "What this saves is not known: the heads of this family are not all alike, or no plain ones."
+    if attention == 1:
+        return f"Nothing is saved at {length} tokens: every row sees its whole past anyway. Try a longer --length."
+    if kv is None:
+        return "Saves prefill time; what this family keeps in memory is not known here."
+    if kv < 1:
+        return f"Saves prefill time and memory: {free} of {len(rules)} layers forget what no later row can see."
+    if free == 0:
+        return "Saves prefill time, not memory: with FA decode, generated tokens see everything, so all KV is kept."
+    return f"Saves prefill time, not memory: layers without FA decode ({free}) could release KV, but keep it."
