@@ -1,6 +1,7 @@
 import dataclasses
 import itertools
 import re
+from functools import lru_cache
 
 import pytest
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
@@ -8,11 +9,60 @@ from transformers import PreTrainedTokenizerFast
 
 from swaa.prose import haystack, place, prose, sentence_ends
 from swaa.tasks import TASKS, Needle, Perplexity, Sample, correct_text
-from swaa.tasks.base import continuation_ids, encode, leading_ids
+from swaa.tasks.base import continuation_ids, encode, leading_ids, user_turn
 
 NEEDLES = [name for name in TASKS if TASKS[name].kind == "retrieval"]
 SENTENCE = re.compile(r"The special magic number for (\w+ \w+) is (\d+)\.")
-QUESTION = "\n\nQuestion: What is the special magic number for {key}?\nAnswer:"
+INTRODUCTION = (
+    "Read the following text carefully. Some facts about magic numbers are hidden in it. Remember them, and then "
+    "answer the question at the end of the text.\n\n"
+)
+QUESTION = "\n\nWhat is the special magic number for {key}?"
+# How chat templates differ. Name: template, whether the tokenizer adds BOS by itself, text before and after the user's.
+CHAT = {
+    # A default system prompt where there is no system turn (SmolLM2, Qwen 2.5); the tokenizer has no BOS of its own.
+    "default system prompt": (
+        "{% for m in messages %}{% if loop.first and m['role'] != 'system' %}<|im_start|>system\nYou are helpful."
+        "<|im_end|>\n{% endif %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"
+        "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}",
+        False,
+        ("<|im_start|>user\n", "<|im_end|>\n<|im_start|>assistant\n"),
+    ),
+    # The same without the default, and a tokenizer that adds a BOS which the template does not know.
+    "BOS of the tokenizer": (
+        "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"
+        "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}",
+        True,
+        ("<s><|im_start|>user\n", "<|im_end|>\n<|im_start|>assistant\n"),
+    ),
+    # No system turn (Gemma).
+    "raises": (
+        "{{ bos_token }}{% if messages[0]['role'] == 'system' %}{{ raise_exception('System role not supported') }}"
+        "{% endif %}{% for m in messages %}<start_of_turn>{{ m['role'] }}\n{{ m['content'] | trim }}<end_of_turn>\n"
+        "{% endfor %}{% if add_generation_prompt %}<start_of_turn>model\n{% endif %}",
+        True,
+        ("<s><start_of_turn>user\n", "<end_of_turn>\n<start_of_turn>model\n"),
+    ),
+    # BOS by the template and by the tokenizer (Llama 3).
+    "BOS of both": (
+        "{% for m in messages %}{% if loop.first %}{{ bos_token }}{% endif %}<|start_header_id|>{{ m['role'] }}"
+        "<|end_header_id|>\n\n{{ m['content'] | trim }}<|eot_id|>{% endfor %}"
+        "{% if add_generation_prompt %}<|start_header_id|>assistant<|end_header_id|>\n\n{% endif %}",
+        True,
+        (
+            "<s><|start_header_id|>user<|end_header_id|>\n\n",
+            "<|eot_id|><|start_header_id|>assistant<|end_header_id|>\n\n",
+        ),
+    ),
+    # No line end before the answer (Mistral 7B).
+    "instruction": (
+        "{{ bos_token }}{% for m in messages %}{% if m['role'] != 'user' %}{{ raise_exception('Users only') }}"
+        "{% endif %}[INST] {{ m['content'] }} [/INST]{% endfor %}",
+        True,
+        ("<s>[INST] ", " [/INST]"),
+    ),
+}
+SPECIAL = sorted({token for _, _, turn in CHAT.values() for text in turn for token in re.findall(r"<[^<>]+>", text)})
 
 
 def train(pre_tokenizer, decoder, alphabet=()):
@@ -27,12 +77,35 @@ def train(pre_tokenizer, decoder, alphabet=()):
     return tokenizer
 
 
-def byte_level():
+@lru_cache
+def trained_byte_level():
     return train(
         pre_tokenizers.ByteLevel(add_prefix_space=False),
         decoders.ByteLevel(),
         pre_tokenizers.ByteLevel.alphabet(),
+    ).to_str()
+
+
+def byte_level():
+    return Tokenizer.from_str(trained_byte_level())
+
+
+def add_bos(backend, end=""):
+    backend.post_processor = processors.TemplateProcessing(
+        single=f"<s> $A{end}", special_tokens=[(token, backend.token_to_id(token)) for token in ("<s>", "</s>")]
     )
+
+
+def chat_tokenizer(name):
+    template, bos, _ = CHAT[name]
+    backend = byte_level()
+    if bos:
+        add_bos(backend)
+    special = [token for token in SPECIAL if token != "<s>"]
+    backend.add_special_tokens(special)
+    fast = PreTrainedTokenizerFast(tokenizer_object=backend, bos_token="<s>", eos_token="</s>", name_or_path=name)
+    fast.chat_template = template
+    return fast
 
 
 @pytest.fixture(scope="module")
@@ -44,9 +117,7 @@ def tokenizer():
 def special_tokenizer():
     """Puts a token before and one after every text, as some tokenizers do."""
     backend = byte_level()
-    backend.post_processor = processors.TemplateProcessing(
-        single="<s> $A </s>", special_tokens=[(token, backend.token_to_id(token)) for token in ("<s>", "</s>")]
-    )
+    add_bos(backend, end=" </s>")
     return PreTrainedTokenizerFast(tokenizer_object=backend, bos_token="<s>", eos_token="</s>")
 
 
@@ -67,14 +138,31 @@ def merging_tokenizer():
     return PreTrainedTokenizerFast(tokenizer_object=backend)
 
 
-@pytest.fixture(params=["tokenizer", "special_tokenizer", "merging_tokenizer"])
+@pytest.fixture(scope="module")
+def chat_tokenizers():
+    return {name: chat_tokenizer(name) for name in CHAT}
+
+
+@pytest.fixture(params=["tokenizer", "special_tokenizer", "merging_tokenizer", *CHAT])
 def any_tokenizer(request):
+    if request.param in CHAT:
+        return request.getfixturevalue("chat_tokenizers")[request.param]
     return request.getfixturevalue(request.param)
 
 
+def turn_of(tokenizer):
+    """Return the texts that must stand before and after the user's."""
+    if tokenizer.chat_template:
+        return CHAT[tokenizer.name_or_path][2]
+    return "<s>" * (tokenizer("a")["input_ids"][0] == tokenizer.bos_token_id), "\nAnswer:"
+
+
 def parts(tokenizer, sample):
-    """Return (text before the question, question) of a prompt."""
-    text = tokenizer.decode(sample.prompt_ids, skip_special_tokens=True)
+    """Return (text, question) of a prompt; the introduction and the user turn around them are checked and taken off."""
+    prompt, (before, after) = tokenizer.decode(sample.prompt_ids), turn_of(tokenizer)
+    assert prompt.startswith(before + INTRODUCTION)
+    assert prompt.endswith(after)
+    text = prompt[len(before + INTRODUCTION) : -len(after)]
     return text[: text.rindex("\n\n")], text[text.rindex("\n\n") :]
 
 
@@ -83,11 +171,18 @@ def without_needles(context):
 
 
 @pytest.mark.parametrize("length", [301, 512, 2000])
-@pytest.mark.parametrize("name", list(TASKS))
+@pytest.mark.parametrize("name", NEEDLES)
 def test_prompts_have_exactly_the_asked_length(any_tokenizer, name, length):
     samples = TASKS[name].samples(any_tokenizer, length=length, count=4, seed=1)
     assert [len(sample.prompt_ids) for sample in samples] == [length] * 4
     assert all(type(token) is int for token in samples[0].prompt_ids + samples[0].answer_ids)
+
+
+@pytest.mark.parametrize("name", ["tokenizer", "special_tokenizer", "merging_tokenizer"])
+def test_perplexity_prompts_have_exactly_the_asked_length(request, name):
+    samples = Perplexity().samples(request.getfixturevalue(name), length=301, count=4, seed=1)
+    assert [len(sample.prompt_ids) for sample in samples] == [301] * 4
+    assert all(type(token) is int for token in samples[0].prompt_ids)
 
 
 @pytest.mark.parametrize("name", list(TASKS))
@@ -168,17 +263,65 @@ def test_the_answer_decodes_and_joints_are_natural(any_tokenizer, name):
     task = dataclasses.replace(TASKS[name], digits=5)
     for sample in task.samples(any_tokenizer, length=900, count=3, seed=9):
         key = sample.meta["key"]
-        stem = f" The special magic number for {key} is"
+        after = turn_of(any_tokenizer)[1]
+        # A space would stand at the start of a line after templates that end with a line end.
+        stem = f"{'' if after.endswith(chr(10)) else ' '}The special magic number for {key} is"
         assert any_tokenizer.decode(sample.prefix_ids) == stem
         assert any_tokenizer.decode(sample.answer_ids) == f" {sample.answer}"
         assert re.fullmatch("[1-9][0-9]{4}", sample.answer)
-        tail = encode(any_tokenizer, QUESTION.format(key=key) + f"{stem} {sample.answer}")
+        tail = encode(any_tokenizer, QUESTION.format(key=key) + f"{after}{stem} {sample.answer}")
         whole = sample.prompt_ids + sample.prefix_ids + sample.answer_ids
         assert list(whole[-len(tail) :]) == tail
         context, _ = parts(any_tokenizer, sample)
-        lead = leading_ids(any_tokenizer)
+        lead = encode(any_tokenizer, turn_of(any_tokenizer)[0] + INTRODUCTION)
+        assert list(whole[: len(lead)]) == lead
         body = list(sample.prompt_ids[len(lead) : -(len(tail) - len(sample.prefix_ids) - len(sample.answer_ids))])
         assert encode(any_tokenizer, context)[:-5] == body[: len(encode(any_tokenizer, context)) - 5]
+
+
+def test_user_turn_without_a_template(tokenizer, special_tokenizer):
+    assert user_turn(tokenizer) == ("", "\nAnswer:")
+    assert user_turn(special_tokenizer) == ("<s>", "\nAnswer:")
+
+
+@pytest.mark.parametrize("name", CHAT)
+def test_user_turn_of_a_template(chat_tokenizers, name):
+    before, after = user_turn(chat_tokenizers[name])
+    assert (before, after) == CHAT[name][2]
+    assert "system" not in before
+
+
+def test_a_default_system_prompt_would_be_there(chat_tokenizers):
+    # The template does what user_turn undoes.
+    chat = [{"role": "user", "content": "Hi"}]
+    assert "You are helpful." in chat_tokenizers["default system prompt"].apply_chat_template(chat, tokenize=False)
+
+
+@pytest.mark.parametrize("name", CHAT)
+@pytest.mark.parametrize("task", NEEDLES)
+def test_one_bos_where_the_tokenizer_has_one(chat_tokenizers, name, task):
+    tokenizer = chat_tokenizers[name]
+    for sample in TASKS[task].samples(tokenizer, length=400, count=2, seed=0):
+        everything = sample.prompt_ids + sample.prefix_ids + sample.answer_ids
+        assert len(sample.prompt_ids) == 400
+        assert everything.count(tokenizer.bos_token_id) == CHAT[name][1]
+        if CHAT[name][1]:
+            assert everything[0] == tokenizer.bos_token_id
+        # The template's markers are tokens, not text in pieces.
+        turn = "".join(CHAT[name][2])
+        assert {tokenizer.convert_tokens_to_ids(token) for token in re.findall(r"<[^<>]+>", turn)} <= set(everything)
+
+
+def test_a_question_in_the_template_is_the_templates_own(chat_tokenizers):
+    """The whole prompt is what apply_chat_template makes of its text."""
+    for name in ("BOS of the tokenizer", "raises", "BOS of both", "instruction"):
+        tokenizer, (before, after) = chat_tokenizers[name], CHAT[name][2]
+        sample = TASKS["needle"].samples(tokenizer, length=400, count=1, seed=4)[0]
+        said = tokenizer.decode(sample.prompt_ids)[len(before) : -len(after)]
+        text = tokenizer.apply_chat_template(
+            [{"role": "user", "content": said}], add_generation_prompt=True, tokenize=False
+        )
+        assert tokenizer.decode(sample.prompt_ids).removeprefix("<s>") == text.removeprefix("<s>")
 
 
 def test_leading_special_tokens_come_once(tokenizer, special_tokenizer):

@@ -47,11 +47,11 @@ class Settings:
 
     task: str = "needle"
     length: int = 1024
-    samples: int = 20
+    samples: int = 16
     seed: int = 0
     scoring: str = "forced"
     batch_size: int = 1
-    perplexity_samples: int = 4
+    perplexity_samples: int = 3
     prefill_samples: int = 3
 
     def __post_init__(self) -> None:
@@ -118,7 +118,7 @@ class Comparison:
         title = f"{self.model}: {settings.task}, {settings.length} tokens, {settings.samples} samples"
         figures = {
             "accuracy-prefill": plots.accuracy_against_time(
-                self.rows, title=title, time_label=f"prefill of {settings.length} tokens (s)"
+                self.rows, title=title, full=self.recipes[0].name, time_label=f"prefill of {settings.length} tokens (s)"
             ),
             "masks": plots.mask_grid(configs, self.model_config.num_hidden_layers),
             "layers": plots.layer_map(configs, self.model_config),

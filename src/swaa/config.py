@@ -59,6 +59,7 @@ class SWAAConfig:
             fourth, from layer 3).
         fa_decode: rows of generated tokens see everything: True, False, or a list of the layers where they do.
         dense_tail: the last prompt rows that see everything (the question, say).
+        release_kv: layers without FA decode release the keys and values that no later row can see.
         backend: the attention implementation, by its name in `swaa.attention.BACKENDS`; `"auto"` picks one.
 
     Raises:
@@ -70,6 +71,7 @@ class SWAAConfig:
     full_layers: tuple[int, ...] | str = ()
     fa_decode: bool | tuple[int, ...] = False
     dense_tail: int = 0
+    release_kv: bool = True
     backend: str = "auto"
 
     def __post_init__(self) -> None:
@@ -98,6 +100,8 @@ class SWAAConfig:
             raise ConfigError(f"full_layers={self.full_layers!r}: give a list of layer numbers or a pattern like 'odd'")
         if not isinstance(self.fa_decode, bool | tuple):
             raise ConfigError(f"fa_decode={self.fa_decode!r}: give true, false or a list of layer numbers")
+        if not isinstance(self.release_kv, bool):
+            raise ConfigError(f"release_kv={self.release_kv!r}: give true or false")
         if not isinstance(self.backend, str):
             raise ConfigError(f"backend={self.backend!r}: give a backend's name, or 'auto'")
         if self.window is None:

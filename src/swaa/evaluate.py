@@ -66,7 +66,7 @@ def score_answers(
             gold = ids[offset, len(row) - len(sample.answer_ids) : len(row)]
             predicted = scores.argmax(-1)
             nll = torch.nn.functional.cross_entropy(scores, gold).item()
-            yield Answer(start + offset, bool((predicted == gold).all()), nll, tokenizer.decode(predicted))
+            yield Answer(start + offset, bool((predicted == gold).all()), nll, str(tokenizer.decode(predicted)))
 
 
 @torch.inference_mode()
@@ -90,7 +90,7 @@ def generate_answers(
             ids, attention_mask=mask, max_new_tokens=budget, do_sample=False, pad_token_id=_padding(model, tokenizer)
         )
         for offset, sample in enumerate(batch):
-            text = tokenizer.decode(output[offset, longest:], skip_special_tokens=True)
+            text = str(tokenizer.decode(output[offset, longest:], skip_special_tokens=True))
             yield Answer(start + offset, correct_text(sample, text), forced[start + offset].nll, text)
 
 
@@ -138,7 +138,8 @@ def measure_prefill(model: PreTrainedModel, prompts: Sequence[Sequence[int]]) ->
 
 def cache_bytes(cache: Cache) -> int:
     """Return the bytes of all key and value tensors that a cache holds."""
-    tensors: list[Tensor | None] = [x for layer in cache.layers for x in (layer.keys, layer.values)]
+    layers: list[Any] = cache.layers
+    tensors: list[Tensor | None] = [x for layer in layers for x in (layer.keys, layer.values)]
     # A view (a slice of a longer prompt, say) keeps its whole storage alive.
     storages = {x.untyped_storage().data_ptr(): x.untyped_storage().nbytes() for x in tensors if x is not None}
     return sum(storages.values())

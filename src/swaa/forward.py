@@ -4,6 +4,7 @@ The layers' attention is dispatched by name in transformers, so one registered f
 forward is copied. The phase is explicit: `generate` announces its prompt, and a cache remembers where it ended.
 """
 
+import copy
 import inspect
 import sys
 from collections.abc import Callable
@@ -15,11 +16,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
-from transformers import PreTrainedModel
+from transformers import Cache, DynamicCache, PreTrainedModel
+from transformers.generation import GenerationMode
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, AttentionMaskInterface, prepare_padding_mask
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS, AttentionInterface
 
 from swaa.attention import BACKENDS, Backend
+from swaa.cache import SinkWindowLayer, StaticSinkWindowLayer, announce, install
 from swaa.config import ConfigError, LayerRule, SWAAConfig
 from swaa.geometry import Geometry, build_geometry
 
@@ -67,17 +70,27 @@ class _Pass:
     geometry: Geometry
     prompt_end: int | None
     attend: Backend
+    cache: Cache | None
 
 
-# The adaptation whose `generate` runs, and the first column that it generates.
-_GENERATION: ContextVar[tuple[Adaptation, int] | None] = ContextVar("swaa_generation", default=None)
+@dataclass(frozen=True, eq=False)
+class _Generation:
+    """A running `generate`: its adaptation, the first column that it generates, whether drafts may be rejected."""
+
+    adaptation: Adaptation
+    prompt_end: int
+    drafts: bool
+
+
+_GENERATION: ContextVar["_Generation | None"] = ContextVar("swaa_generation", default=None)
 
 
 def generate(self: PreTrainedModel, inputs: Tensor | None = None, *args: Any, **kwargs: Any) -> Any:
     """Generate as the model's class does, with the prompt's end announced."""
     state: Adaptation = vars(self.get_decoder())["_swaa"]
-    config = kwargs.get("generation_config") or (args[0] if args else None) or self.generation_config
-    if kwargs.get("token_healing", getattr(config, "token_healing", False)):
+    config = copy.deepcopy(kwargs.get("generation_config") or (args[0] if args else None) or self.generation_config)
+    config.update(**{key: value for key, value in kwargs.items() if key != "generation_config"})
+    if config.token_healing:
         raise ConfigError("token_healing changes the prompt inside generate: heal the prompt first, or switch it off")
     prompt = next(
         (x for x in (kwargs.get("inputs_embeds"), inputs, kwargs.get("input_ids")) if x is not None), torch.empty(1, 1)
@@ -85,7 +98,11 @@ def generate(self: PreTrainedModel, inputs: Tensor | None = None, *args: Any, **
     # With a cache the new tokens may come alone, but the mask always covers the whole sequence.
     mask = kwargs.get("attention_mask")
     prompt_end = prompt.shape[1] if mask is None else max(prompt.shape[1], mask.shape[-1])
-    token = _GENERATION.set((state, prompt_end))
+    drafts = config.get_generation_mode(kwargs.get("assistant_model")) == GenerationMode.ASSISTED_GENERATION
+    token = _GENERATION.set(_Generation(state, prompt_end, drafts or bool(config.is_assistant)))
+    # transformers compiles the decode step of a static cache by itself on a GPU; it cannot trace what describes a pass.
+    if config.compile_config is None:
+        kwargs["disable_compile"] = True
     try:
         own: Any = type(self).generate  # type: ignore[attr-defined]  # GenerationMixin's, of the model's class
         return own(self, inputs, *args, **kwargs)
@@ -111,11 +128,16 @@ def before_forward(decoder: nn.Module, args: tuple, kwargs: dict[str, Any]) -> t
             "prompt_length to say which rows see everything, or restore the model to use a 4-D mask"
         )
     cache = kwargs.get("past_key_values")
+    config: Any = decoder.config
+    if cache is None and _makes_cache(decoder, state, kwargs):
+        cache = kwargs["past_key_values"] = DynamicCache(config=config)
     past = int(cache.get_seq_length()) if cache is not None else 0
     generation = _GENERATION.get()
     prompt_end = None
-    if generation is not None and generation[0] is state:
-        prompt_end, position_ids = generation[1], None
+    if generation is not None and generation.adaptation is not state:
+        generation = None
+    if generation is not None:
+        prompt_end, position_ids = generation.prompt_end, None
     elif dense_rows is not None:
         _check_dense_rows(state, prompt_length)
     elif prompt_length is not None:
@@ -139,7 +161,13 @@ def before_forward(decoder: nn.Module, args: tuple, kwargs: dict[str, Any]) -> t
         prompt_length=prompt_length,
         dense_rows=dense_rows,
     )
-    kwargs["swaa"] = _Pass(state, geometry, prompt_end, BACKENDS[state.backend])
+    if cache is not None:
+        complete = prompt_end is not None and past + rows >= prompt_end
+        if not past and state.config.release_kv:
+            drafts = generation is not None and generation.drafts
+            install(cache, state.rules, prompt_complete=complete, record_past=drafts)
+        announce(cache, state.rules, geometry, prompt_complete=complete)
+    kwargs["swaa"] = _Pass(state, geometry, prompt_end, BACKENDS[state.backend], cache)
     return (), kwargs
 
 
@@ -148,6 +176,13 @@ def after_forward(decoder: nn.Module, args: tuple, kwargs: dict[str, Any], outpu
     cache = getattr(output, "past_key_values", None)
     if cache is not None and "swaa" in kwargs:
         setattr(cache, _CACHE_PROMPT_END, kwargs["swaa"].prompt_end)
+
+
+def _makes_cache(decoder: Any, state: Adaptation, kwargs: dict[str, Any]) -> bool:
+    """Tell whether the decoder would make a cache itself: then ours comes first, to be able to release."""
+    wanted = kwargs.get("use_cache")
+    wanted = getattr(decoder.config, "use_cache", False) if wanted is None else wanted
+    return bool(wanted) and state.config.release_kv and not decoder.training
 
 
 def _check_dense_rows(state: Adaptation, prompt_length: int | Tensor | None) -> None:
@@ -199,12 +234,18 @@ def _attention(
         return attend(module, query, key, value, attention_mask, scaling=scaling, dropout=dropout, **kwargs)
     if foreign := [name for name in _FOREIGN_ARGUMENTS if kwargs.get(name) is not None]:
         raise AdaptError(f"{type(module).__name__} passes {foreign} to its attention, which no backend here knows")
-    columns = swaa.geometry.columns
+    geometry = swaa.geometry
+    held = swaa.cache.layers[layer] if swaa.cache is not None else None
+    if isinstance(held, SinkWindowLayer | StaticSinkWindowLayer):
+        geometry = held.view(geometry)
+    else:
+        # A static layer hands out its unused slots too.
+        key, value = key[:, :, : geometry.columns], value[:, :, : geometry.columns]
     return swaa.attend(
         query,
-        key[:, :, :columns],  # a static cache hands out its unused slots too
-        value[:, :, :columns],
-        geometry=swaa.geometry,
+        key,
+        value,
+        geometry=geometry,
         rule=rule,
         scaling=query.shape[-1] ** -0.5 if scaling is None else scaling,
         dropout=dropout,

@@ -5,6 +5,7 @@ window start at a row's first real token (left padding) and at each segment's st
 small, `[batch, columns]` at most, and live on the CPU: a backend moves what it needs.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -18,7 +19,9 @@ from swaa.config import LayerRule
 class Geometry:
     """Where the query rows and the keys of one forward pass sit. Shared by all layers, free of any model.
 
-    The keys are the columns 0 to `past + rows - 1`, the query rows the last `rows` of them.
+    The query rows are the last `rows` of the columns 0 to `past + rows - 1`. The keys are these columns in order,
+    unless a cache layer has released some (`swaa.cache`): then they are `slots` sinks and the columns from `released`
+    on, or, for a single query row, whatever `key_mask` says.
 
     Args:
         batch: rows of the batch.
@@ -31,6 +34,10 @@ class Geometry:
         generated: `[batch, rows]` bool, rows of generated tokens; with `positions` this counts, not `prompt_end`.
         to_prompt_end: `[batch, rows]` int64, tokens from this row to the end of the prompt that it belongs to (1: the
             last prompt row).
+        released: columns below this one are gone, but for the sinks.
+        slots: number of sinks that lie in front of the columns from `released` on; slot `s` holds the sink `s` of a
+            row, and counts only while that sink's column is below `released`.
+        key_mask: `[batch or 1, keys]` bool, for one query row over keys in any order: the visible ones.
         memo: what a backend has worked out for this pass, so that the layers share it.
     """
 
@@ -42,12 +49,57 @@ class Geometry:
     segments: Tensor | None = None
     generated: Tensor | None = None
     to_prompt_end: Tensor | None = None
+    released: int = 0
+    slots: int = 0
+    key_mask: Tensor | None = None
     memo: dict[Any, Any] = field(default_factory=dict, repr=False)
 
     @property
     def columns(self) -> int:
         """Number of key columns."""
         return self.past + self.rows
+
+    @property
+    def keys(self) -> int:
+        """Number of keys that a layer holds, for a geometry without `key_mask`."""
+        return self.columns - self.released + self.slots
+
+    def sink_columns(self, sinks: int, segments: Sequence[int] | None = None) -> Tensor:
+        """Find the columns of the first tokens of each row: `[batch or 1, sinks]` int64.
+
+        Args:
+            sinks: how many.
+            segments: segment of each row; None: the first one.
+
+        A row with fewer tokens is filled up with the last column.
+        """
+        if self.positions is None or self.segments is None:
+            return torch.arange(sinks).clamp_(max=self.columns - 1)[None]
+        found = torch.full((self.batch, sinks), self.columns - 1)
+        for row in range(self.batch):
+            segment = 0 if segments is None else segments[row]
+            if segment >= 0:
+                of_row = (self.segments[row] == segment) & (self.positions[row] < sinks)
+                columns = of_row.nonzero()[:, 0]
+                found[row, : len(columns)] = columns
+        return found
+
+    def first_needed(self, window: int, columns: int | None = None) -> int:
+        """Return the first column that a sliding row after the first `columns` columns (None: all) can still see.
+
+        Sinks apart, that is the first of the last `window - 1` tokens of the row that reaches back furthest.
+        """
+        columns = self.columns if columns is None else columns
+        if self.positions is None or self.segments is None:
+            return max(columns - window + 1, 0)
+        first = columns
+        for positions, segments in zip(self.positions[:, :columns], self.segments[:, :columns], strict=True):
+            real = (segments >= 0).nonzero()[:, 0]
+            if len(real):
+                last = real[-1]
+                seen = (segments == segments[last]) & (positions > positions[last] + 1 - window)
+                first = min(first, int(seen.int().argmax()) if bool(seen.any()) else columns)
+        return first
 
     def dense_interval(self, rule: LayerRule) -> tuple[int, int]:
         """Return the columns [start, stop) whose rows are dense, for a geometry without `positions`."""

@@ -128,10 +128,5 @@ def _padded_block(
     # Only the segment of a row's first token can begin before `low`: the sinks of later ones lie in [low, high).
     key = tuple(first_segments)
     if rule.sinks and key not in sinks_of_segments:
-        sinks = torch.full((geometry.batch, rule.sinks), geometry.columns - 1)
-        for row, segment in enumerate(first_segments):
-            found = ((geometry.segments[row] == segment) & (geometry.positions[row] < rule.sinks)).nonzero()[:, 0]
-            if segment >= 0:
-                sinks[row, : len(found)] = found
-        sinks_of_segments[key] = sinks
+        sinks_of_segments[key] = geometry.sink_columns(rule.sinks, first_segments)
     return Block(start, stop, low, high, sinks=sinks_of_segments[key] if rule.sinks else 0)

@@ -63,10 +63,22 @@ def eager_attention(
     s_aux: Tensor | None = None,
 ) -> tuple[Tensor, Tensor | None]:
     """Attend under the oracle's mask; see `swaa.attention.Backend`."""
-    mask = oracle_mask(geometry, rule)
+    mask = _held_mask(geometry, rule)
     # A row of padding sees nothing; a softmax over nothing is NaN, which would spread through the next layer's keys.
     mask = (mask | ~mask.any(-1, keepdim=True))[:, None].to(query.device)
     output, weights = masked_softmax_attention(
         query, key, value, mask, scaling=scaling, dropout=dropout, softcap=softcap, s_aux=s_aux
     )
     return output.transpose(1, 2), weights
+
+
+def _held_mask(geometry: Geometry, rule: LayerRule) -> Tensor:
+    """Build the mask over the keys that the layer holds: `[batch or 1, rows, keys]` bool."""
+    if geometry.key_mask is not None:
+        return geometry.key_mask[:, None].cpu()
+    mask = oracle_mask(geometry, rule)
+    if not geometry.released:
+        return mask
+    sinks = geometry.sink_columns(geometry.slots).expand(len(mask), -1)
+    slots = mask.gather(2, sinks[:, None].expand(-1, geometry.rows, -1)) & (sinks < geometry.released)[:, None]
+    return torch.cat([slots, mask[..., geometry.released :]], dim=-1)

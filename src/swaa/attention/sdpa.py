@@ -35,6 +35,16 @@ def sdpa_attention(
     s_aux: Tensor | None = None,
 ) -> tuple[Tensor, Tensor | None]:
     """Attend block by block; see `swaa.attention.Backend`. Never returns weights."""
+    groups = query.shape[1] // key.shape[1]
+    if geometry.key_mask is not None:
+        visible = geometry.key_mask[:, None, None].to(query.device)
+        if softcap is not None or s_aux is not None:
+            output, _ = masked_softmax_attention(
+                query, key, value, visible, scaling=scaling, dropout=dropout, softcap=softcap, s_aux=s_aux
+            )
+        else:
+            output = _grouped_attention(query, key, value, visible, groups, scaling=scaling, dropout=dropout)
+        return output.transpose(1, 2), None
     size = _block_size(rule, query.device)
     # PyTorch's kernels know neither a soft cap nor a learned sink: then the blocks are computed in plain operations.
     plain_operations = softcap is not None or s_aux is not None
@@ -43,8 +53,7 @@ def sdpa_attention(
         ("blocks", rule, plain_operations),
         lambda: plan_blocks(geometry, rule, size, causal_blocks=not plain_operations),
     )
-    keys, values = _Columns(key, size), _Columns(value, size)
-    groups = query.shape[1] // key.shape[1]
+    keys, values = _Columns(key, size, geometry), _Columns(value, size, geometry)
     outputs = []
     for index, block in enumerate(plan):
         rows, k, v = query[:, :, block.start : block.stop], keys.of(block), values.of(block)
@@ -80,16 +89,18 @@ def _grouped_attention(
 class _Columns:
     """Ranges of a tensor's columns (dim 2) whose backward costs what the range holds, not what the tensor holds."""
 
-    def __init__(self, tensor: Tensor, size: int):
+    def __init__(self, tensor: Tensor, size: int, geometry: Geometry):
         self.tensor = tensor
         self.size = size
+        self.geometry = geometry
         # The backward of a slice writes a whole zero tensor: one a block would be quadratic. That of a split does not.
         self.chunks = tensor.split(size, dim=2) if tensor.requires_grad else None
         self._gathered: dict[int, Tensor] = {}
 
     def of(self, block: Block) -> Tensor:
         """Return the keys of a block, `[batch, kv_heads, sinks + window columns, dim]`."""
-        window = self._range(block.low, block.high)
+        shift = self.geometry.slots - self.geometry.released
+        window = self._range(block.low + shift, block.high + shift)
         if isinstance(block.sinks, Tensor):
             return torch.cat([*self._gather(block.sinks), *window], dim=2)
         window = self._range(0, block.sinks) + window if block.sinks else window
@@ -106,7 +117,12 @@ class _Columns:
 
     def _gather(self, columns: Tensor) -> list[Tensor]:
         if id(columns) not in self._gathered:
-            index = columns.to(self.tensor.device)[:, None, :, None]
+            if released := self.geometry.released:
+                held = columns - released + self.geometry.slots
+                columns_held = torch.where(columns < released, torch.arange(columns.shape[1]), held)
+            else:
+                columns_held = columns
+            index = columns_held.to(self.tensor.device)[:, None, :, None]
             index = index.expand(-1, self.tensor.shape[1], -1, self.tensor.shape[3])
             self._gathered[id(columns)] = self.tensor.gather(2, index)
         return [self._gathered[id(columns)]]

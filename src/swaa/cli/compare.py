@@ -32,7 +32,7 @@ def compare(
     length: Annotated[
         Any, typer.Option(parser=token_count, metavar="TOKENS", help="Tokens of a prompt, as in `--length 2k`.")
     ] = 1024,
-    samples: Annotated[int, typer.Option(help="Prompts a recipe; 80 give an accuracy to within 0.1.")] = 20,
+    samples: Annotated[int, typer.Option(help="Prompts a recipe; 80 give an accuracy to within 0.1.")] = 16,
     window: Annotated[
         Any,
         typer.Option(

@@ -1,12 +1,14 @@
 """What every task shares: the sample, the task protocol, tokenising in pieces, and scoring of generated text."""
 
 import re
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
 from swaa.prose import Split, check_split
 
 Kind = Literal["retrieval", "perplexity"]
+_MARK = "<<said>>"
 
 
 @dataclass(frozen=True)
@@ -75,6 +77,30 @@ def leading_ids(tokenizer: Any) -> list[int]:
     full = list(tokenizer("a")["input_ids"])
     starts = (i for i in range(len(full) - len(plain) + 1) if full[i : i + len(plain)] == plain)
     return full[: next(starts, 0)]
+
+
+def user_turn(tokenizer: Any) -> tuple[str, str]:
+    """Return the text before and after what a user says, up to where the answer begins.
+
+    It is a chat template's user turn without a system turn, so that the sinks hold the same words for every model; for
+    a tokenizer without a template, plain text with an `Answer:` at the end.
+    """
+    first = tokenizer.decode(leading_ids(tokenizer))
+    if not getattr(tokenizer, "chat_template", None):
+        return first, "\nAnswer:"
+
+    def render(*roles: str, **options: Any) -> str:
+        turns = [{"role": role, "content": _MARK} for role in roles]
+        return tokenizer.apply_chat_template(turns, tokenize=False, **options)
+
+    whole = render("user", add_generation_prompt=True)
+    # Some templates know no system turn, and then add none.
+    with suppress(Exception):
+        system, both = render("system"), render("system", "user", add_generation_prompt=True)
+        if both.startswith(system):
+            whole = first + both[len(system) :]
+    before, after = whole.split(_MARK)
+    return before, after
 
 
 def continuation_ids(tokenizer: Any, before: str, text: str) -> list[int]:

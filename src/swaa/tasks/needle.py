@@ -6,7 +6,7 @@ from typing import Any, ClassVar, get_args
 
 from swaa.prose import Haystack, Split, haystack, sentence_ends
 from swaa.registry import suggestion
-from swaa.tasks.base import Kind, Sample, check_request, continuation_ids, encode, leading_ids
+from swaa.tasks.base import Kind, Sample, check_request, continuation_ids, encode, user_turn
 
 # Adjectives and nouns of the keys; no word is in both splits.
 _WORDS: dict[Split, tuple[str, str]] = {
@@ -19,6 +19,10 @@ _WORDS: dict[Split, tuple[str, str]] = {
         "apple bridge castle desert eagle forest guitar harbor insect jungle ladder mirror notebook ocean pillow shed",
     ),
 }
+_INTRODUCTION = (
+    "Read the following text carefully. Some facts about magic numbers are hidden in it. Remember them, and then "
+    "answer the question at the end of the text.\n\n"
+)
 _MOST_KEYS = 16
 _MIN_HAYSTACK = 32
 
@@ -27,8 +31,9 @@ _MIN_HAYSTACK = 32
 class Needle:
     """A retrieval task: `keys` needles in a haystack, one of them asked for.
 
-    The prompt is haystack with needles, then the question; the forced prefix repeats the asked needle up to its number,
-    and the answer is the number. `meta` adds `key` (the asked one), `depth` (the part of the haystack's characters in
+    The prompt is a user turn of the tokenizer's chat template, or plain text where it has none: an introduction, the
+    haystack with needles, the question. The forced prefix repeats the asked needle up to its number, and the answer is
+    the number. `meta` adds `key` (the asked one), `depth` (the part of the haystack's characters in
     front of the asked needle), `position` (index of its first token in `prompt_ids`) and `start` (character of the
     book or of the noise where the haystack begins, before moving to the next sentence).
 
@@ -91,15 +96,17 @@ class Needle:
             numbers += [number] if number not in numbers else []
         stems = [f"The special magic number for {a} {n} is" for a, n in zip(adjectives, nouns, strict=True)]
         needles = [f"{stem} {number}." for stem, number in zip(stems, numbers, strict=True)]
-        question = f"\n\nQuestion: What is the special magic number for {adjectives[0]} {nouns[0]}?\nAnswer:"
-        lead, question_ids = leading_ids(tokenizer), continuation_ids(tokenizer, "a", question)
+        before, after = user_turn(tokenizer)
+        question = f"\n\nWhat is the special magic number for {adjectives[0]} {nouns[0]}?{after}"
+        prefix = stems[0] if after.endswith("\n") else f" {stems[0]}"
+        lead, question_ids = encode(tokenizer, before + _INTRODUCTION), continuation_ids(tokenizer, "a", question)
         return _Draft(
             needles=needles,
             depths=[rng.uniform(*self.depth) for _ in needles],
             lead_ids=lead,
             question_ids=question_ids,
-            prefix_ids=continuation_ids(tokenizer, question, f" {stems[0]}"),
-            answer_ids=continuation_ids(tokenizer, f"{question} {stems[0]}", f" {numbers[0]}"),
+            prefix_ids=continuation_ids(tokenizer, question, prefix),
+            answer_ids=continuation_ids(tokenizer, question + prefix, f" {numbers[0]}"),
             answer=numbers[0],
             fixed=len(lead) + len(question_ids) + sum(len(encode(tokenizer, f" {needle}")) for needle in needles),
             meta={"index": index, "seed": seed, "split": split, "key": f"{adjectives[0]} {nouns[0]}"},

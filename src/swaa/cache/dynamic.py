@@ -1,0 +1,148 @@
+"""The growing cache layer that forgets."""
+
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers.cache_utils import DynamicLayer
+
+from swaa.cache.held import KEEP, ReleasedError, check_announced, released_view, select
+from swaa.config import LayerRule
+from swaa.geometry import Geometry
+
+
+class SinkWindowLayer(DynamicLayer):
+    """A growing cache layer that holds `[batch, kv_heads, kept, head_dim]`: sinks, then the last `window - 1` tokens.
+
+    Until a token is really released it holds all tokens in order.
+
+    Args:
+        rule: the layer's rule.
+        record_past: keep everything until the next `crop`.
+    """
+
+    is_croppable = False
+    # None until the first update, which the base class's annotation would make every line check.
+    keys: Any
+    values: Any
+
+    def __init__(self, rule: LayerRule, *, record_past: bool = False):
+        super().__init__()
+        self.rule = rule
+        self.record_past = record_past
+        self.seen = 0
+        self.released = 0
+        self.geometry: Geometry | None = None
+        self._handed_out = 0
+        self._keep_all = False
+
+    @property
+    def slots(self) -> int:
+        """Sinks that lie in front of the kept columns."""
+        return self.rule.sinks if self.released else 0
+
+    def announce(self, geometry: Geometry, *, prompt_complete: bool) -> None:
+        """Take note of the pass that comes.
+
+        Args:
+            geometry: the pass.
+            prompt_complete: the prompt ends in this pass or before; a dense tail needs every key until then.
+
+        Raises:
+            ReleasedError: rows of this pass see keys that are gone.
+        """
+        if self.released and bool(geometry.dense_rows(self.rule).any()):
+            raise ReleasedError(
+                f"a dense tail sees every key, but this cache has released the tokens up to {self.released}: give the "
+                f"whole prompt on an empty cache, or {KEEP}"
+            )
+        # Without what the backends noted there, which would live as long as the cache.
+        self.geometry = replace(geometry, memo={})
+        self._keep_all = bool(self.rule.dense_tail) and not prompt_complete
+
+    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+        """Append tokens and release old ones; return what the rows of this pass may see."""
+        check_announced(self.geometry, self.seen, key_states)
+        if not self.is_initialized:
+            self.lazy_initialization(key_states, value_states)
+            keys, values = key_states, value_states
+        else:
+            keys = torch.cat([self.keys, key_states], dim=-2)
+            values = torch.cat([self.values, value_states], dim=-2)
+        self.seen += key_states.shape[-2]
+        self.keys, self.values = keys, values
+        self._handed_out = self.released
+        if not self.record_past and not self._keep_all:
+            self._release()
+        return keys, values
+
+    def view(self, geometry: Geometry) -> Geometry:
+        """Describe the keys that `update` returned in this pass."""
+        return released_view(geometry, self._handed_out, self.rule.sinks)
+
+    def crop(self, tokens_to_remove: int) -> None:
+        """Remove the last `-tokens_to_remove` tokens (rejected drafts), then release as after a pass.
+
+        Raises:
+            ReleasedError: a row that comes after would see a released token.
+        """
+        # Up to transformers 5.17 a positive number was the length to keep.
+        count = self.seen - min(tokens_to_remove, self.seen) if tokens_to_remove > 0 else -tokens_to_remove
+        if not self.is_initialized:
+            return
+        assert self.geometry is not None
+        assert self.rule.window is not None
+        length = self.seen - count
+        if self.released and (
+            length < self.released or self.geometry.first_needed(self.rule.window, length) < self.released
+        ):
+            raise ReleasedError(
+                f"cannot crop {count} tokens: the window before them reaches tokens that were released; call "
+                f"cache.activate_past_recording() before the tokens that may be cropped, or {KEEP}"
+            )
+        if count:
+            self.keys, self.values = self.keys[:, :, :-count], self.values[:, :, :-count]
+            self.seen = length
+        if self.record_past:
+            self._release()
+
+    def activate_past_recording(self) -> None:
+        """Keep everything that comes until the next `crop`."""
+        self.record_past = True
+
+    def reset(self) -> None:
+        """Forget all tokens."""
+        super().reset()
+        self.seen = self.released = 0
+        self.geometry = None
+
+    def get_seq_length(self) -> int:
+        """Return the number of tokens seen, released ones included."""
+        return self.seen
+
+    def _release(self) -> None:
+        assert self.geometry is not None
+        assert self.rule.window is not None
+        start = min(self.geometry.first_needed(self.rule.window, self.seen), self.seen)
+        # As long as sinks and window touch, there is nothing to release.
+        if start <= max(self.released, self.rule.sinks):
+            return
+        if self.rule.sinks:
+            sinks = self.geometry.sink_columns(self.rule.sinks)
+            # Slots filled before stay; a sink among the columns that go now moves to its slot.
+            held = sinks - self.released + self.slots
+            index = torch.where(sinks < self.released, torch.arange(self.rule.sinks), held).clamp_(
+                max=self.keys.shape[2] - 1
+            )
+            self.keys = _sinks_and_tail(self.keys, index, start - self.released + self.slots)
+            self.values = _sinks_and_tail(self.values, index, start - self.released + self.slots)
+        else:
+            # A copy: a view would keep the released tokens alive.
+            self.keys = self.keys[:, :, start - self.released :].clone()
+            self.values = self.values[:, :, start - self.released :].clone()
+        self.released = start
+
+
+def _sinks_and_tail(held: Tensor, index: Tensor, start: int) -> Tensor:
+    return torch.cat([select(held, index), held[:, :, start:]], dim=2)
