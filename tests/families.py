@@ -84,7 +84,7 @@ def reference(model, config, prompt_end=None):
             mask = oracle_mask(seen["geometry"], rule)
             mask = mask | ~mask.any(-1, keepdim=True)
             bias = torch.zeros(mask.shape).masked_fill_(~mask, torch.finfo(torch.float32).min)
-            kwargs["attention_mask"] = bias[:, None]
+            kwargs["attention_mask"] = bias[:, None].to(module.o_proj.weight.device)
             return args, kwargs
 
         return hook

@@ -1,6 +1,5 @@
 """Evaluation: scores against slow loops over a cache, generation with a model whose words are known, bytes, bounds."""
 
-
 import pytest
 import torch
 from tokenizers import Tokenizer, decoders, pre_tokenizers
@@ -10,7 +9,11 @@ from transformers import DynamicCache, PreTrainedTokenizerFast
 import swaa
 from families import tiny_model
 from swaa.evaluate import (
+    accuracy_interval,
+    cache_bytes,
     generate_answers,
+    measure_prefill,
+    perplexity,
     score_answers,
 )
 from swaa.tasks import Sample
@@ -58,21 +61,23 @@ def slow_logits(model, sample):
     return torch.stack(found)[-len(sample.answer_ids) - 1 : -1]
 
 
-def greedy_answer(model, sample, count):
-    """The sample with an answer of `count` tokens that the model finds most likely one after the other."""
-    answer = ()
-    for _ in range(count):
-        guess = Sample(sample.prompt_ids, sample.prefix_ids, (*answer, 7), "")
-        answer += (int(slow_logits(model, guess)[-1].argmax()),)
-    return Sample(sample.prompt_ids, sample.prefix_ids, answer, "")
+def greedy_answer(model, prompt, prefix, count):
+    """A sample whose answer of `count` tokens is what the model finds most likely, one token after the other."""
+    cache, answer = DynamicCache(), []
+    with torch.no_grad():
+        output = model(torch.tensor([prompt]), past_key_values=cache)
+        for token in prefix:
+            output = model(torch.tensor([[token]]), past_key_values=cache)
+        while len(answer) < count:
+            answer.append(int(output.logits[0, -1].argmax()))
+            output = model(torch.tensor([answer[-1:]]), past_key_values=cache)
+    return Sample(prompt, prefix, tuple(answer), "")
 
 
 def make_samples(model):
     """Prompts, prefixes and answers of different lengths: right ones, and wrong at the first, the last and all."""
-    samples = []
-    for index, (prompt, prefix, answer) in enumerate([(30, 4, 3), (17, 0, 5), (3, 6, 1), (41, 2, 4), (24, 1, 2)]):
-        sample = Sample(draw(prompt, index), draw(prefix, 10 + index), (), "")
-        samples.append(greedy_answer(model, sample, answer))
+    sizes = [(30, 4, 3), (17, 0, 5), (3, 6, 1), (41, 2, 4), (24, 1, 2)]
+    samples = [greedy_answer(model, draw(a, i), draw(b, 10 + i), c) for i, (a, b, c) in enumerate(sizes)]
     for index, (place, number) in enumerate([(0, 0), (1, -1), (3, 2)]):
         old = samples[place]
         answer = list(old.answer_ids)
@@ -91,9 +96,8 @@ def test_scores_are_those_of_a_slow_loop(tokenizer, name):
     for answer, sample in zip(answers, samples, strict=True):
         logits = slow_logits(model, sample)
         gold = torch.tensor(sample.answer_ids)
-        assert answer.nll == pytest.approx(
-            -logits.log_softmax(-1)[torch.arange(len(gold)), gold].mean().item(), abs=1e-4
-        )
+        expected = -logits.log_softmax(-1)[torch.arange(len(gold)), gold].mean()
+        assert answer.nll == pytest.approx(float(expected), abs=1e-4)
         assert answer.text == tokenizer.decode(logits.argmax(-1))
         assert answer.correct == (logits.argmax(-1) == gold).all()
 
@@ -107,7 +111,7 @@ def test_a_batch_of_different_lengths_scores_like_single_samples(tokenizer, name
     model = adapted(config, family=family)
     samples = make_samples(model)
     single = list(score_answers(model, tokenizer, samples))
-    for size in (2, 4, 9, 20):
+    for size in (2, 4, 20):
         batch = list(score_answers(model, tokenizer, samples, batch_size=size))
         assert [(a.index, a.correct, a.text) for a in batch] == [(a.index, a.correct, a.text) for a in single]
         assert [a.nll for a in batch] == pytest.approx([a.nll for a in single], abs=1e-4)
@@ -143,41 +147,219 @@ def test_scoring_keeps_no_gradients(tokenizer):
 # Generation
 
 
-def parrot(chain, start):
-    """A model that says `chain` after `start`: its layers do nothing, its head knows which byte follows which."""
+def parrot(words):
+    """A model that says `words` again and again after their last letter, and repeats every other letter.
+
+    Its layers do nothing, and its head knows which letter follows which.
+    """
     model = tiny_model(vocab_size=len(VOCABULARY))
-    ids = [VOCABULARY.index(letter) for letter in start + chain]
-    assert len(set(ids)) == len(ids)
-    follower = {a: b for a, b in zip(ids, ids[1:] + ids[:1], strict=True)}
+    follower = dict(zip(words[-1] + words[:-1], words, strict=True))
+    assert len(follower) == len(words)
     with torch.no_grad():
         for layer in model.model.layers:
             layer.self_attn.o_proj.weight.zero_()
             layer.mlp.down_proj.weight.zero_()
         directions = torch.nn.functional.normalize(model.model.embed_tokens.weight)
-        for token in range(len(VOCABULARY)):
-            model.lm_head.weight[follower.get(token, token)] = directions[token]
+        for index, token in enumerate(VOCABULARY):
+            model.lm_head.weight[VOCABULARY.index(follower.get(token, token))] = directions[index]
     return model
 
 
-def ask(tokenizer, question, answer, prefix=" It is"):
-    encode = lambda text: tuple(tokenizer(text)["input_ids"])  # noqa: E731
-    return Sample(encode(question), encode(prefix), encode(f" {answer}"), answer)
+def ask(tokenizer, question, answer):
+    prompt, prefix, gold = (tuple(tokenizer(text)["input_ids"]) for text in (question, " It is", f" {answer}"))
+    return Sample(prompt, prefix, gold, answer)
 
 
 def test_generated_text_is_searched_for_the_answer(tokenizer):
-    model = parrot("1, 234,567 apples".replace(", ", ",")[:9].replace(",", "", 1), "?")
-    # It says 1234,567 after a question mark, and repeats any other letter.
-    samples = [
-        ask(tokenizer, "How many apples?", "567"),
-        ask(tokenizer, "How many?", "1234"),
-        ask(tokenizer, "How many pears are there, and how many plums?", "34"),
-        ask(tokenizer, "How many pears", "1234"),
+    model = parrot("1234,567?")
+    asked = [
+        ("How many apples, please, and do not forget any?", "567", True),
+        ("How many?", "1234", True),
+        ("How many pears are there, and how many plums?", "34", False),
+        ("How many pears", "1234", False),
     ]
+    samples = [ask(tokenizer, question, answer) for question, answer, _ in asked]
+    forced = [answer.nll for answer in score_answers(model, tokenizer, samples)]
     for size in (1, 3, 4):
         answers = list(generate_answers(model, tokenizer, samples, batch_size=size))
-        assert [(a.index, a.correct) for a in answers] == [(0, True), (1, True), (2, False), (3, False)]
-        assert answers[0].text.startswith("1234,567?1234,567")
+        assert [(a.index, a.correct) for a in answers] == [(i, found) for i, (_, _, found) in enumerate(asked)]
+        # As many tokens as prefix and answer have, and eight more.
+        assert answers[0].text.startswith("1234,567?1234,567?"[: 6 + 4 + 8])
         assert answers[3].text == "s" * len(answers[3].text)
-        assert [a.nll for a in answers] == pytest.approx(
-            [a.nll for a in score_answers(model, tokenizer, samples)], abs=1e-4
-        )
+        assert [answer.nll for answer in answers] == pytest.approx(forced, abs=1e-4)
+
+
+def test_generation_has_room_for_prefix_answer_and_eight_more(tokenizer):
+    model = parrot("0123456789?")
+    sample = ask(tokenizer, "Any?", "42")
+    assert [len(a.text) for a in generate_answers(model, tokenizer, [sample])] == [6 + 3 + 8]
+
+
+def test_generation_ends_with_the_models_end(tokenizer):
+    model = parrot("1234?")
+    model.generation_config.eos_token_id = VOCABULARY.index("3")
+    samples = [ask(tokenizer, "Any?", "12"), ask(tokenizer, "And what else is there", "12")]
+    assert [(a.correct, a.text.rstrip("e")) for a in generate_answers(model, tokenizer, samples, batch_size=2)] == [
+        (False, "123"),
+        (False, ""),
+    ]
+
+
+@pytest.mark.parametrize("name", ["full", "sinks", "all"])
+def test_generated_text_is_the_models_own(tokenizer, name):
+    model = adapted(CONFIGS[name])
+    samples = [Sample(draw(size, size), draw(2, 1), draw(5, 2), "12") for size in (40, 23, 31)]
+    texts = []
+    for sample in samples:
+        output = model.generate(torch.tensor([sample.prompt_ids]), max_new_tokens=2 + 5 + 8, do_sample=False)
+        texts.append(tokenizer.decode(output[0, len(sample.prompt_ids) :], skip_special_tokens=True))
+    for size in (1, 2, 3):
+        assert [a.text for a in generate_answers(model, tokenizer, samples, batch_size=size)] == texts
+
+
+@pytest.mark.parametrize(
+    ("special", "padding"), [({"pad_token": "<pad>", "eos_token": "<eos>"}, 0), ({"eos_token": "<eos>"}, 2), ({}, 0)]
+)
+def test_padding_is_the_tokenizers_or_else_its_end_or_else_zero(monkeypatch, special, padding):
+    model, seen = parrot("12?"), {}
+
+    def generate(ids, **kwargs):
+        seen.update(kwargs)
+        return torch.cat([ids, ids[:, -1:]], dim=1)
+
+    monkeypatch.setattr(model, "generate", generate)
+    tokenizer = bytes_tokenizer(**special)
+    assert [a.text for a in generate_answers(model, tokenizer, [ask(tokenizer, "Any?", "12")])] == ["?"]
+    assert seen["pad_token_id"] == padding
+    assert seen["do_sample"] is False
+
+
+# Perplexity
+
+
+def windows(count=3, length=40, score_from=15):
+    return [Sample(draw(length, 70 + i), (), (), "", {"score_from": score_from}) for i in range(count)]
+
+
+def direct_loss(model, sample):
+    """The mean negative log likelihood by the definition: a pass a token, over all that precedes it."""
+    losses = []
+    for place in range(sample.meta["score_from"], len(sample.prompt_ids)):
+        with torch.no_grad():
+            logits = model(torch.tensor([sample.prompt_ids[:place]])).logits[0, -1].double()
+        losses.append(-logits.log_softmax(-1)[sample.prompt_ids[place]].item())
+    return sum(losses) / len(losses)
+
+
+@pytest.mark.parametrize("name", ["full", "sinks", "fa decode"])
+@pytest.mark.parametrize("score_from", [1, 20, 39])
+def test_perplexity_by_the_definition(name, score_from):
+    model, samples = adapted(CONFIGS[name]), windows(2, score_from=score_from)
+    assert list(perplexity(model, samples)) == pytest.approx([direct_loss(model, s) for s in samples], abs=1e-4)
+
+
+def test_perplexity_of_long_windows_is_summed_over_all_slices():
+    model, (sample,) = tiny_model(max_position_embeddings=2048), windows(1, length=1300, score_from=100)
+    sample = Sample(tuple(token % 101 for token in sample.prompt_ids), (), (), "", sample.meta)
+    with torch.no_grad():
+        logits = model(torch.tensor([sample.prompt_ids])).logits[0, 99:-1].double()
+    gold = torch.tensor(sample.prompt_ids[100:])
+    expected = -logits.log_softmax(-1)[torch.arange(1200), gold].mean().item()
+    assert next(iter(perplexity(model, [sample]))) == pytest.approx(expected, abs=1e-5)
+
+
+def test_perplexity_knows_windows_but_no_fa_decode():
+    losses = [list(perplexity(adapted(config), windows())) for config in (CONFIGS["sinks"], CONFIGS["fa decode"])]
+    assert losses[0] == losses[1]
+    assert losses[0] != pytest.approx(list(perplexity(adapted(None), windows())), abs=1e-3)
+
+
+# Prefill and bytes
+
+
+@pytest.mark.parametrize(("name", "kept"), [("full", 4 * 60), ("all", 4 * 60), ("sinks", 4 * (2 + 4))])
+def test_prefill(name, kept):
+    model, lengths = adapted(CONFIGS[name]), []
+    model.register_forward_hook(lambda module, args, output: lengths.append(output.logits.shape[1]))
+    seconds, held = measure_prefill(model, [draw(60, i) for i in range(3)])
+    assert 0 < seconds < 60
+    # Keys and values, heads, head size, bytes of a float32; without FA decode only sinks and window are kept.
+    assert held == kept * 2 * 2 * 8 * 4
+    # One pass to warm up and one a prompt, each with the logits of the last token only.
+    assert lengths == [1] * 4
+
+
+def test_prefill_takes_the_median_and_leaves_the_first_pass_out(monkeypatch):
+    # The clock is read before every pass, and after all but the first: 5, 1 and 3 seconds.
+    times = iter([0.0, 100.0, 105.0, 200.0, 201.0, 300.0, 303.0])
+    model = adapted(None)
+    monkeypatch.setattr("swaa.evaluate.time.perf_counter", lambda: next(times))
+    assert measure_prefill(model, [draw(5, i) for i in range(3)])[0] == 3.0
+    assert next(times, None) is None
+
+
+def test_prefill_bytes_of_native_windows():
+    # The cache of a layer with a window of 16 may keep all 50 tokens alive after the prompt, and needs 15 of them.
+    a_token = 2 * 2 * 8 * 4
+    held = measure_prefill(tiny_model("gemma3_text"), [list(range(3, 53))])[1]
+    assert a_token * (2 * 50 + 2 * 15) <= held <= a_token * 4 * 50
+
+
+def test_cache_bytes_of_known_shapes():
+    cache = DynamicCache()
+    assert cache_bytes(cache) == 0
+    cache.update(torch.zeros(2, 3, 5, 7), torch.zeros(2, 3, 5, 4), 0)
+    assert cache_bytes(cache) == 2 * 3 * 5 * (7 + 4) * 4
+    cache.update(torch.zeros(2, 3, 1, 7), torch.zeros(2, 3, 1, 4), 0)
+    assert cache_bytes(cache) == 2 * 3 * 6 * (7 + 4) * 4
+    cache.update(torch.zeros(1, 1, 9, 8, dtype=torch.bfloat16), torch.zeros(1, 1, 9, 8, dtype=torch.bfloat16), 1)
+    assert cache_bytes(cache) == 2 * 3 * 6 * (7 + 4) * 4 + 2 * 9 * 8 * 2
+
+
+def test_cache_bytes_of_views_are_those_of_their_storage():
+    cache = DynamicCache()
+    long = torch.zeros(1, 2, 100, 8)
+    cache.update(long.clone(), long.clone(), 0)
+    layer = cache.layers[0]
+    layer.keys, layer.values = layer.keys[:, :, :10], layer.values[:, :, -10:]
+    assert cache_bytes(cache) == 2 * long.nbytes
+    layer.keys = layer.keys.clone()
+    assert cache_bytes(cache) == long.nbytes + long.nbytes // 10
+    # Two views of one storage keep it alive once.
+    layer.keys = layer.values[:, :, :3]
+    assert cache_bytes(cache) == long.nbytes
+
+
+# The interval
+
+
+@pytest.mark.parametrize(
+    ("correct", "count", "low", "high"),
+    [
+        # Newcombe, Statistics in Medicine 17 (1998), table I, method 3.
+        (81, 263, 0.2553, 0.3662),
+        (15, 148, 0.0624, 0.1605),
+        (0, 20, 0.0, 0.1611),
+        (1, 29, 0.0061, 0.1718),
+        # By hand.
+        (20, 20, 0.8389, 1.0),
+        (17, 20, 0.6396, 0.9476),
+        (1, 1, 0.2065, 1.0),
+    ],
+)
+def test_published_intervals(correct, count, low, high):
+    assert accuracy_interval(correct, count) == pytest.approx((low, high), abs=6e-5)
+
+
+@pytest.mark.parametrize("count", [1, 2, 16, 80, 1000])
+def test_the_bounds_solve_the_score_equation(count):
+    for correct in range(0, count + 1, max(count // 7, 1)):
+        low, high = accuracy_interval(correct, count)
+        assert 0 <= low <= correct / count + 1e-15
+        assert correct / count - 1e-15 <= high <= 1
+        assert high - low < 1
+        for bound in (low, high):
+            deviation = correct / count - bound
+            assert deviation**2 == pytest.approx(1.959964**2 * bound * (1 - bound) / count, abs=1e-9)
+        mirrored = accuracy_interval(count - correct, count)
+        assert (1 - mirrored[1], 1 - mirrored[0]) == pytest.approx((low, high), abs=1e-12)

@@ -65,7 +65,7 @@ def test_what_the_names_promise():
 
 
 def everything():
-    config = SWAAConfig(window=512, sinks=3, full_layers=[1, 5], fa_decode=[0, 2], dense_tail=7, backend="eager")
+    config = SWAAConfig(512, 3, [1, 5], fa_decode=[0, 2], dense_tail=7, backend="eager", release_kv=False)
     return Recipe("mine", config, "a: colon, a 'quote' and ünïcode", {"chain_of_thought": "prompt"}, "x" * 200)
 
 
@@ -127,7 +127,10 @@ def test_names_in_a_list(tmp_path):
 @pytest.mark.parametrize(
     ("content", "words"),
     [
-        ({"config": {"window": 4}, "descriptoin": "x"}, ["mine", "'descriptoin'", "Did you mean 'description'", "Known"]),
+        (
+            {"config": {"window": 4}, "descriptoin": "x"},
+            ["mine", "'descriptoin'", "Did you mean 'description'", "Known"],
+        ),
         ({"config": {"window": 4}, "name": "x"}, ["unknown key 'name'", "Known: config, description"]),
         ({"config": {"windw": 4}}, ["'windw'", "Did you mean 'window'"]),
         ({"windw": 4}, ["'windw'", "Did you mean 'window'"]),
@@ -158,7 +161,7 @@ def test_wrong_files_name_what_is_wrong(tmp_path, content, words):
 
 
 def test_unknown_recipe_and_missing_file(tmp_path):
-    with pytest.raises(ConfigError, match="unknown recipe 'nave'. Did you mean 'naive'") as error:
+    with pytest.raises(ConfigError, match=r"unknown recipe 'nave'\. Did you mean 'naive'") as error:
         load_recipe("nave")
     for name in SHIPPED:
         assert name in str(error.value)

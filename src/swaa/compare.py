@@ -11,6 +11,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from swaa.adapting import adapt, plan_layers, restore
 from swaa.config import SWAAConfig
+from swaa.cost import kv_bytes
 from swaa.evaluate import accuracy_interval, generate_answers, measure_prefill, perplexity, score_answers
 from swaa.recipes import Recipe, load_recipe
 from swaa.results import command_line, environment, write_csv, write_json
@@ -212,8 +213,15 @@ def compare(
                     progress(recipe.name, done + len(losses), correct)
                 perplexities[key] = math.exp(math.fsum(losses) / len(losses))
             done += len(prose)
-            seconds, kv_bytes = measure_prefill(model, [s.prompt_ids for s in samples[: settings.prefill_samples]])
+            seconds, held = measure_prefill(model, [s.prompt_ids for s in samples[: settings.prefill_samples]])
             progress(recipe.name, done + 1, correct)
+            computed = kv_bytes(
+                model.config,
+                plan_layers(model_config, config),
+                length,
+                dtype_bytes=model.dtype.itemsize,
+                release_kv=config.release_kv,
+            )
             low, high = accuracy_interval(correct, len(answers))
             row: dict[str, Any] = {
                 "recipe": recipe.name,
@@ -223,7 +231,8 @@ def compare(
                 "nll": math.fsum(a.nll for a in answers) / len(answers),
                 "perplexity": perplexities[key],
                 "prefill_seconds": seconds,
-                "kv_bytes": kv_bytes,
+                "kv_bytes": held,
+                "kv_bytes_computed": computed,
             }
             full = outcome.rows[0] if outcome.rows else row
             ratios = {f"{measure}_ratio": _ratio(row[measure], full[measure]) for measure in MEASURES}

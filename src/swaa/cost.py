@@ -83,7 +83,7 @@ def kv_bytes(
     for rule, mode, (kind, config) in zip(rules, sharing, layer_kinds(model_config), strict=True):
         if mode == "reuse":
             continue
-        heads = _heads(config)
+        heads = attention_heads(config)
         native = native_window(kind, config)
         if heads is None or (rule is None and native is None):
             return None
@@ -114,7 +114,7 @@ def prefill_flops(
     """
     attention = 0.0
     for rule, (kind, config) in zip(rules, layer_kinds(model_config), strict=True):
-        if (heads := _heads(config)) is None:
+        if (heads := attention_heads(config)) is None:
             return 2.0 * parameters * prompt, None
         native = native_window(kind, config)
         if rule is not None:
@@ -167,7 +167,7 @@ def _triangle(rows: int, most: int | None = None) -> int:
     return most * (most + 1) // 2 + (rows - most) * most
 
 
-def _heads(config: Any) -> tuple[int, int, int] | None:
+def attention_heads(config: Any) -> tuple[int, int, int] | None:
     """Return a layer's query heads, KV heads and head dim, None if it is no plain attention."""
     if any(getattr(config, name, None) for name in _UNKNOWN_SIZES):
         return None

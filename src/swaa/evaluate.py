@@ -11,9 +11,14 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import Cache, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import Cache, DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.cache_utils import DynamicLayer
 
 from swaa.adapting import adaptation
+from swaa.cache import announce, install
+from swaa.config import LayerRule
+from swaa.cost import attention_heads, layer_kinds
+from swaa.geometry import build_geometry
 from swaa.tasks import Sample, correct_text
 
 
@@ -136,13 +141,43 @@ def measure_prefill(model: PreTrainedModel, prompts: Sequence[Sequence[int]]) ->
     return sorted(seconds)[len(seconds) // 2], held
 
 
+def held_bytes(model_config: Any, rules: Sequence[LayerRule | None], length: int, *, release_kv: bool) -> int | None:
+    """Measure the KV bytes of one sequence in bfloat16 on real cache layers, without weights or memory.
+
+    Args:
+        model_config: the model's (text) configuration.
+        rules: what `swaa.adapting.plan_layers` returns.
+        length: tokens of the prompt.
+        release_kv: whether layers that can release do.
+
+    Returns:
+        the bytes, None for a family whose cache does not hold plain keys and values on every layer.
+    """
+    cache = DynamicCache(config=model_config)
+    heads = [attention_heads(own) for _, own in layer_kinds(model_config)]
+    if len(cache.layers) != len(rules) or any(x is None for x in heads):
+        return None
+    geometry = build_geometry(batch=1, past=0, rows=length)
+    if release_kv:
+        install(cache, tuple(rules), prompt_complete=True, record_past=False)
+    announce(cache, tuple(rules), geometry, prompt_complete=True)
+    for index, (rule, found) in enumerate(zip(rules, heads, strict=True)):
+        if found is None or not isinstance(cache.layers[index], DynamicLayer):
+            return None
+        _, kv_heads, head_dim = found
+        states = torch.empty(1, kv_heads, length, head_dim, dtype=torch.bfloat16, device="meta")
+        cache.update(states, states.clone(), index)
+        assert rule is not None or cache.is_sliding[index]
+    return cache_bytes(cache)
+
+
 def cache_bytes(cache: Cache) -> int:
     """Return the bytes of all key and value tensors that a cache holds."""
     layers: list[Any] = cache.layers
     tensors: list[Tensor | None] = [x for layer in layers for x in (layer.keys, layer.values)]
-    # A view (a slice of a longer prompt, say) keeps its whole storage alive.
-    storages = {x.untyped_storage().data_ptr(): x.untyped_storage().nbytes() for x in tensors if x is not None}
-    return sum(storages.values())
+    storages = [x.untyped_storage() for x in tensors if x is not None]
+    # A view (a slice of a longer prompt, say) keeps its whole storage alive; tensors on "meta" have no address.
+    return sum({storage.data_ptr() or id(storage): storage.nbytes() for storage in storages}.values())
 
 
 def accuracy_interval(correct: int, count: int) -> tuple[float, float]:

@@ -7,6 +7,7 @@ forward is copied. The phase is explicit: `generate` announces its prompt, and a
 import copy
 import inspect
 import sys
+import warnings
 from collections.abc import Callable
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -132,6 +133,13 @@ def before_forward(decoder: nn.Module, args: tuple, kwargs: dict[str, Any]) -> t
     if cache is None and _makes_cache(decoder, state, kwargs):
         cache = kwargs["past_key_values"] = DynamicCache(config=config)
     past = int(cache.get_seq_length()) if cache is not None else 0
+    limit = getattr(config, "max_position_embeddings", None)
+    if limit and past <= limit < past + rows:
+        warnings.warn(
+            f"the model was trained on {limit} positions, and this sequence goes on past them: positions are never "
+            "re-indexed, so expect worse answers from here on",
+            stacklevel=2,
+        )
     generation = _GENERATION.get()
     prompt_end = None
     if generation is not None and generation.adaptation is not state:

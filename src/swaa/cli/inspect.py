@@ -119,6 +119,7 @@ def _print(report: dict[str, Any], every: bool) -> None:
     flops = report["prefill_flops"]
     for label, saving, unit in (
         ("KV cache, 16 bits", report["kv_bytes"], "B"),
+        ("measured on the cache", report["kv_bytes_held"], "B"),
         ("prefill attention", flops["attention"], "FLOP"),
         ("prefill in total", flops["total"], "FLOP"),
     ):

@@ -12,6 +12,7 @@ from swaa.attention import select_backend
 from swaa.cli.wording import short_form
 from swaa.config import LayerRule, SWAAConfig
 from swaa.cost import active_parameters, kv_bytes, layer_kinds, native_window, prefill_flops
+from swaa.evaluate import held_bytes
 from swaa.models import ModelError
 from swaa.recipes import Recipe
 
@@ -40,9 +41,12 @@ def inspection(name: str, config: Any, recipe: Recipe, length: int | None) -> di
     if recipe.config != SWAAConfig():
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         backend, reason = select_backend(recipe.config.backend, device)
-    release = getattr(recipe.config, "release_kv", False)
+    release = recipe.config.release_kv
     kv = _saving(
         kv_bytes(config, rules, length, release_kv=release), kv_bytes(config, full_rules, length, release_kv=False)
+    )
+    held = _saving(
+        held_bytes(text, rules, length, release_kv=release), held_bytes(text, full_rules, length, release_kv=False)
     )
     linear, attention = prefill_flops(config, rules, length, active)
     _, full_attention = prefill_flops(config, full_rules, length, active)
@@ -63,6 +67,7 @@ def inspection(name: str, config: Any, recipe: Recipe, length: int | None) -> di
         ],
         "length": length,
         "kv_bytes": kv,
+        "kv_bytes_held": held,
         "prefill_flops": flops,
         "verdict": _verdict(rules, length, kv["ratio"], flops["attention"]["ratio"]),
     }
