@@ -19,19 +19,23 @@ from swaa.models import DEFAULT_MODEL, load_model
 from swaa.prose import haystack, sentence_ends
 from swaa.tasks.base import encode, user_turn
 
-# With FA decode an answer can look anywhere, and four well-chosen full layers help the question to be understood.
+# The document slides; with FA decode an answer sees all of it, and four well-chosen full layers help to find the place.
 CONFIG = swaa.SWAAConfig(window=256, sinks=64, full_layers=[7, 15, 17, 18], fa_decode=True)
-FACTS = {"brave falcon": "4817263", "quiet harbour": "9052716", "orange kettle": "3368149"}
 INTRODUCTION = "Read the following text carefully. Answer the question at the end of the text.\n\n"
+FACTS = {
+    "What is the special magic number for brave falcon?": "The special magic number for brave falcon is 4817263.",
+    "When does the bakery in Harbour Street open?": "The bakery in Harbour Street opens at 7:45 in the morning.",
+    "How much does the train ticket to Brighton cost?": "The train ticket to Brighton costs 23 shillings.",
+}
 
 
 def write_document(tokenizer, tokens):
-    """Some pages of a novel with the three facts between its sentences."""
+    """Some pages of a novel, with the facts between its sentences."""
     text = haystack("prose", "test", tokens=tokens, index=0, stream="ask many")[1]
     text = tokenizer.decode(encode(tokenizer, text)[:tokens])
-    for depth, (key, number) in zip((0.6, 0.35, 0.1), FACTS.items(), strict=True):  # back to front: places stay valid
+    for depth, fact in zip((0.6, 0.35, 0.1), FACTS.values(), strict=True):  # from the back, so that places stay valid
         place = min(sentence_ends(text), key=lambda end: abs(end - depth * len(text)))
-        text = f"{text[:place]} The special magic number for {key} is {number}.{text[place:]}"
+        text = f"{text[:place]} {fact}{text[place:]}"
     return INTRODUCTION + text
 
 
@@ -59,25 +63,24 @@ def main(argv=None):
 
     def answer(ids, cache=None):
         mask = torch.ones_like(ids)
-        output = model.generate(ids, attention_mask=mask, past_key_values=cache, max_new_tokens=24, do_sample=False)
+        output = model.generate(ids, attention_mask=mask, past_key_values=cache, max_new_tokens=20, do_sample=False)
         return output[0, ids.shape[1] :]
 
     document = tensor(before + write_document(tokenizer, options.tokens))
-    # The first pass on an empty cache is a prompt, so all rows of the document slide.
+    # The first pass on an empty cache is a prompt, so every row of the document slides.
     cache = DynamicCache(config=model.config)
     _, seconds = timed(model, document, past_key_values=cache, use_cache=True, logits_to_keep=1)
-    print(f"document: {document.shape[1]} tokens, read in {seconds:.2f} s")
+    print(f"{document.shape[1]} tokens read in {seconds:.2f} s")
 
-    for key in FACTS:
-        question = f"\n\nWhat is the special magic number for {key}?"
-        # The whole text goes in, and what the cache holds is skipped. The question's rows are prompt rows, as they are
-        # from scratch; only the rows of the answer see everything.
-        whole = torch.cat([document, tensor(question + after)], dim=1)
+    for question in FACTS:
+        # The whole text goes in, and what the cache holds already is skipped. The question's rows are prompt rows, just
+        # as they are from scratch; only the rows of the answer see everything.
+        whole = torch.cat([document, tensor(f"\n\n{question}{after}")], dim=1)
         found, seconds = timed(answer, whole, deepcopy(cache))
         expected, seconds_from_scratch = timed(answer, whole)
-        assert torch.equal(found, expected), f"{key}: the copied cache gave another answer"
-        text = tokenizer.decode(found, skip_special_tokens=True).strip()
-        print(f"{key}: {text!r} in {seconds:.2f} s, from scratch {seconds_from_scratch:.2f} s")
+        assert torch.equal(found, expected), f"the copied cache gave another answer to: {question}"
+        text = tokenizer.decode(found, skip_special_tokens=True).strip().partition("\n")[0]
+        print(f"\n{question}\n{text}\n{seconds:.2f} s, from scratch {seconds_from_scratch:.2f} s")
 
 
 if __name__ == "__main__":

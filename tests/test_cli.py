@@ -278,10 +278,11 @@ def test_inspect_json(folder):
     assert report["recipe"] == {"name": "flags", "summary": short_form(config), "config": config.to_dict()}
     assert [row["attention"] for row in report["layers"]] == ["sliding", "full", "sliding", "sliding"]
     assert [row["fa_decode"] for row in report["layers"]] == [False, False, True, True]
-    assert {row["kv"] for row in report["layers"]} == {"kept"}
+    assert [row["kv"] for row in report["layers"]] == ["released", "kept", "kept", "kept"]
     assert report["length"] == report["positions"] == 512
     assert report["parameters"] == sum(parameter.numel() for parameter in load(folder).parameters())
-    assert report["kv_bytes"]["recipe"] == kv_bytes(model, rules, 512, release_kv=False)
+    assert report["kv_bytes"]["recipe"] == kv_bytes(model, rules, 512, release_kv=True)
+    assert report["kv_bytes_held"] == report["kv_bytes"]
     linear, attention = prefill_flops(model, rules, 512, report["parameters"])
     full_attention = prefill_flops(model, full, 512, report["parameters"])[1]
     assert report["prefill_flops"]["attention"] == {
@@ -335,19 +336,20 @@ def test_inspect_table(folder):
         (("--window", 8, "--full-layers", "all"), "nothing is saved"),
         (("--window", 512), "Nothing is saved at 512 tokens"),
         (("--window", 8, "--fa-decode"), "prefill time, not memory: with FA decode"),
-        (("--window", 8, "--fa-decode-layers", "1"), "prefill time, not memory: layers without FA decode (3)"),
+        (("--window", 8, "--fa-decode-layers", "1"), "prefill time and memory: 3 of 4 layers forget"),
     ],
 )
 def test_verdict(folder, flags, text):
     assert text in inspect("-m", folder, *flags)["verdict"]
 
 
-def test_released_kv(folder, monkeypatch):
-    monkeypatch.setattr(SWAAConfig, "release_kv", True, raising=False)
-    report = inspect("-m", folder, "--window", 8, "--sinks", 2, "--full-layers", "1", "--fa-decode-layers", "2")
-    assert [row["kv"] for row in report["layers"]] == ["released", "kept", "kept", "released"]
-    assert report["kv_bytes"]["ratio"] == (512 + 512 + 9 + 9) / (4 * 512)
-    assert report["verdict"].startswith("Saves prefill time and memory: 2 of 4 layers")
+def test_kept_kv(folder, tmp_path):
+    file = tmp_path / "mine.yaml"
+    file.write_text("{window: 8, fa_decode: [1], release_kv: false}")
+    report = inspect("-m", folder, "-r", file)
+    assert {row["kv"] for row in report["layers"]} == {"kept"}
+    assert report["kv_bytes"]["ratio"] == report["kv_bytes_held"]["ratio"] == 1
+    assert "prefill time, not memory: layers without FA decode (3)" in report["verdict"]
 
 
 def test_inspect_native_windows_and_experts(tmp_path):
@@ -355,7 +357,7 @@ def test_inspect_native_windows_and_experts(tmp_path):
     rows = table("-m", tmp_path, "--window", 8)
     assert rows == [
         ["0, 2", "native (sliding_attention)", "16", "-", "-", "-", "released"],
-        ["1, 3", "sliding", "8", "-", "-", "-", "kept"],
+        ["1, 3", "sliding", "8", "-", "-", "-", "released"],
     ]
     report = inspect("-m", tmp_path)
     assert report["active_parameters"] < report["parameters"]
@@ -367,7 +369,7 @@ def test_inspect_tells_what_it_cannot_know(tmp_path):
     report = inspect("-m", tmp_path, "--window", 8)
     assert report["kv_bytes"] == report["prefill_flops"]["total"] == {"recipe": None, "full": None, "ratio": None}
     assert "is not known" in report["verdict"]
-    assert succeed("inspect", "-m", tmp_path).stdout.count("unknown") == 9
+    assert succeed("inspect", "-m", tmp_path).stdout.count("unknown") == 12
 
 
 def test_inspect_linear_attention(tmp_path):

@@ -129,6 +129,7 @@ def test_kv_bytes_of_each_row(outcome):
     # A layer without FA decode keeps its sinks and what the next row's window still reaches.
     tokens = [LENGTH, 39, LENGTH, 4 + 39, LENGTH]
     assert [row["kv_bytes"] for row in outcome.rows] == [A_TOKEN * count for count in tokens]
+    assert [row["kv_bytes_computed"] for row in outcome.rows] == [A_TOKEN * count for count in tokens]
 
 
 def test_every_prediction_is_kept(outcome, tokenizer):
@@ -198,12 +199,22 @@ def test_free_scoring_generates(short_book, tokenizer):
 
 
 def test_task_seed_and_length_choose_the_samples(monkeypatch, short_book, tokenizer):
+    timed, measure = [], swaa.compare.measure_prefill
+
+    def spy(model, prompts):
+        timed.extend(prompts)
+        return measure(model, prompts)
+
+    monkeypatch.setattr(swaa.compare, "measure_prefill", spy)
     rig(monkeypatch, {None: 1})
-    settings = Settings("needle-noise", 310, 2, seed=7, perplexity_samples=1, prefill_samples=1)
+    settings = Settings("needle-noise", 310, 4, seed=7, perplexity_samples=3, prefill_samples=2)
     outcome = compare(tiny(), tokenizer, [load_recipe("full")], settings)
-    samples = TASKS["needle-noise"].samples(tokenizer, length=310, count=2, seed=7)
+    samples = TASKS["needle-noise"].samples(tokenizer, length=310, count=4, seed=7)
     assert [p["meta"] for p in outcome.predictions] == [sample.meta for sample in samples]
+    assert timed == [sample.prompt_ids for sample in samples[:2]]
     assert outcome.rows[0]["kv_bytes"] == A_TOKEN * 310
+    losses = perplexity(tiny(), TASKS["perplexity"].samples(tokenizer, length=310, count=3, seed=7))
+    assert outcome.rows[0]["perplexity"] == pytest.approx(math.exp(sum(losses) / 3), rel=1e-5)
 
 
 # The model afterwards
@@ -476,9 +487,10 @@ def run(*args):
 
 
 def rows_of(text):
-    """The table's rows, cells split, by recipe."""
+    """The cells of the table's rows, by recipe."""
     lines = [re.split(r"\s{2,}", line.strip()) for line in text.splitlines()]
-    return {cells[0]: cells[1:] for cells in lines if len(cells) == 6 and cells[0] != "recipe"}
+    head = next(index for index, cells in enumerate(lines) if cells[0] == "recipe")
+    return {cells[0]: cells[1:] for cells in lines[head + 1 :] if len(cells) == len(lines[head])}
 
 
 def test_the_command(monkeypatch, tmp_path, folder, tokenizer):
@@ -501,12 +513,13 @@ def test_the_command(monkeypatch, tmp_path, folder, tokenizer):
     shown = rows_of(result.stdout)
     assert list(shown) == ["full", "naive", "sinks-fa-decode"]
     for row in content["table"]:
-        accuracy, nll, ppl, prefill, kv = shown[row["recipe"]]
-        assert accuracy == f"0.00 [0.00-{row['accuracy_high']:.2f}]"
-        assert nll == f"{row['nll']:.3f} ({row['nll_ratio']:.1f}x)"
-        assert ppl == f"{row['perplexity']:.2f} ({row['perplexity_ratio']:.2f}x)"
-        assert prefill == f"{row['prefill_seconds'] * 1000:,.0f} ms ({row['prefill_seconds_ratio']:.2f}x)"
-        assert kv == f"{row['kv_bytes'] / 1e6:,.1f} MB ({row['kv_bytes_ratio']:.2f}x)"
+        cells = shown[row["recipe"]]
+        assert cells[0].startswith("0.00 ")
+        assert f"0.00-{row['accuracy_high']:.2f}" in " ".join(cells[:2])
+        assert f"{row['nll']:.3f} ({row['nll_ratio']:.1f}x)" in cells
+        assert f"{row['perplexity']:.2f} ({row['perplexity_ratio']:.2f}x)" in cells
+        assert f"{row['prefill_seconds'] * 1000:,.0f} ms ({row['prefill_seconds_ratio']:.2f}x)" in cells
+        assert f"{row['kv_bytes'] / 1e6:,.1f} MB ({row['kv_bytes_ratio']:.2f}x)" in cells
     assert f"needle, {LENGTH} tokens, 2 samples, forced" in " ".join(result.stdout.split())
 
     # The same again, elsewhere: a folder of its own below --output, and the same numbers but for the time.

@@ -87,6 +87,7 @@ class SinkWindowLayer(DynamicLayer):
         Raises:
             ReleasedError: a row that comes after would see a released token.
         """
+        tokens_to_remove = int(tokens_to_remove)  # a tensor, on some paths of `generate`
         # Up to transformers 5.17 a positive number was the length to keep.
         count = self.seen - min(tokens_to_remove, self.seen) if tokens_to_remove > 0 else -tokens_to_remove
         if not self.is_initialized:

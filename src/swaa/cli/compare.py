@@ -131,16 +131,18 @@ def _table(outcome: "Comparison") -> "Table":
     )
     table = Table(title=f"{title} (in brackets: ratio to full attention)", box=box.SIMPLE_HEAD, title_justify="left")
     table.add_column("recipe", no_wrap=True)
-    for heading in ("accuracy", "answer NLL", "perplexity", "prefill", "KV a sequence"):
+    for heading in ("accuracy", "95 %", "answer NLL", "perplexity", "prefill", "KV held", "computed"):
         table.add_column(heading, justify="right", no_wrap=True)
     for row in outcome.rows:
-        low, high = row["accuracy_low"], row["accuracy_high"]
+        low, high, computed = row["accuracy_low"], row["accuracy_high"], row["kv_bytes_computed"]
         table.add_row(
             row["recipe"],
-            f"{row['accuracy']:.2f} [{low:.2f}-{high:.2f}]",
+            f"{row['accuracy']:.2f} ({row['accuracy_ratio']:.2f}x)",
+            f"{low:.2f}-{high:.2f}",
             f"{row['nll']:.3f} ({row['nll_ratio']:.1f}x)",
             f"{row['perplexity']:.2f} ({row['perplexity_ratio']:.2f}x)",
             f"{row['prefill_seconds'] * 1000:,.0f} ms ({row['prefill_seconds_ratio']:.2f}x)",
             f"{row['kv_bytes'] / 1e6:,.1f} MB ({row['kv_bytes_ratio']:.2f}x)",
+            "unknown" if computed is None else f"{computed / 1e6:,.1f} MB",
         )
     return table
