@@ -54,6 +54,16 @@ CHAT = {
             "<|eot_id|><|start_header_id|>assistant<|end_header_id|>\n\n",
         ),
     ),
+    # The system's words folded into the user turn (Gemma 3, Mistral 7B v0.3, Llama 2).
+    "folds": (
+        "{{ bos_token }}{% if messages[0]['role'] == 'system' %}{% set said = messages[0]['content'] + '\n\n' %}"
+        "{% set rest = messages[1:] %}{% else %}{% set said = '' %}{% set rest = messages %}{% endif %}"
+        "{% for m in rest %}"
+        "<start_of_turn>{{ m['role'] }}\n{{ said if loop.first else '' }}{{ m['content'] }}<end_of_turn>\n{% endfor %}"
+        "{% if add_generation_prompt %}<start_of_turn>model\n{% endif %}",
+        True,
+        ("<s><start_of_turn>user\n", "<end_of_turn>\n<start_of_turn>model\n"),
+    ),
     # No line end before the answer (Mistral 7B).
     "instruction": (
         "{{ bos_token }}{% for m in messages %}{% if m['role'] != 'user' %}{{ raise_exception('Users only') }}"

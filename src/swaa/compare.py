@@ -2,6 +2,7 @@
 
 import math
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import Any
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from swaa.adapting import adapt, plan_layers, restore
-from swaa.config import SWAAConfig
+from swaa.config import ConfigError, SWAAConfig
 from swaa.cost import kv_bytes
 from swaa.evaluate import accuracy_interval, generate_answers, measure_prefill, perplexity, score_answers
 from swaa.recipes import Recipe, load_recipe
@@ -147,7 +148,8 @@ def choose_recipes(
     from swaa.recipes import load_recipes
 
     if names is None:
-        names, window = DEFAULT_RECIPES, window or max(length // 8, 1)
+        names = DEFAULT_RECIPES
+        window = max(length // 8, 1) if window is None else window
     recipes = [recipe for name in names for recipe in load_recipes(name)]
     changed = []
     for recipe in recipes:
@@ -156,6 +158,9 @@ def choose_recipes(
         if recipe.config.sinks and sinks is not None:
             recipe = recipe.replace(sinks=sinks)
         changed.append(recipe)
+    counts = Counter(recipe.name for recipe in changed)
+    if twice := [name for name, count in counts.items() if count > 1]:
+        raise ConfigError(f"recipes: several are called {twice[0]!r}; tables and plots need one name for each")
     full = next((recipe for recipe in changed if recipe.config.window is None), load_recipe("full"))
     return [full, *(recipe for recipe in changed if recipe.config.window is not None)]
 
@@ -252,5 +257,5 @@ def steps(settings: Settings) -> int:
     return settings.samples + settings.perplexity_samples + 1
 
 
-def _ratio(value: float, full: float) -> float:
-    return value / full if full else math.nan
+def _ratio(value: float, full: float) -> float | None:
+    return value / full if full else None

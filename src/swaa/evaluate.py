@@ -174,10 +174,17 @@ def held_bytes(model_config: Any, rules: Sequence[LayerRule | None], length: int
 def cache_bytes(cache: Cache) -> int:
     """Return the bytes of all key and value tensors that a cache holds."""
     layers: list[Any] = cache.layers
-    tensors: list[Tensor | None] = [x for layer in layers for x in (layer.keys, layer.values)]
+    tensors: list[Tensor | None] = [x for layer in layers for x in _states(layer)]
     storages = [x.untyped_storage() for x in tensors if x is not None]
     # A view (a slice of a longer prompt, say) keeps its whole storage alive; tensors on "meta" have no address.
     return sum({storage.data_ptr() or id(storage): storage.nbytes() for storage in storages}.values())
+
+
+def _states(layer: Any) -> list[Tensor | None]:
+    """Return the tensors of a cache layer: keys and values, or the states of a linear attention layer."""
+    if hasattr(layer, "keys"):
+        return [layer.keys, layer.values]
+    return [*layer.conv_states.values(), *layer.recurrent_states.values()]
 
 
 def accuracy_interval(correct: int, count: int) -> tuple[float, float]:

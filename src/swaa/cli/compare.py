@@ -117,8 +117,14 @@ def compare(
 def _progress() -> Any:
     from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
-    columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[right]}"), TimeElapsedColumn())
-    return Progress(*columns, console=notes(), transient=True)
+    columns = (
+        TextColumn("{task.description}", markup=False),
+        BarColumn(),
+        TextColumn("{task.fields[right]}"),
+        TimeElapsedColumn(),
+    )
+    console = notes()
+    return Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
 
 
 def _table(outcome: "Comparison") -> "Table":
@@ -137,7 +143,7 @@ def _table(outcome: "Comparison") -> "Table":
         low, high, computed = row["accuracy_low"], row["accuracy_high"], row["kv_bytes_computed"]
         table.add_row(
             row["recipe"],
-            f"{row['accuracy']:.2f} ({row['accuracy_ratio']:.2f}x)",
+            f"{row['accuracy']:.2f} ({_times(row['accuracy_ratio'])})",
             f"{low:.2f}-{high:.2f}",
             f"{row['nll']:.3f} ({row['nll_ratio']:.1f}x)",
             f"{row['perplexity']:.2f} ({row['perplexity_ratio']:.2f}x)",
@@ -146,3 +152,7 @@ def _table(outcome: "Comparison") -> "Table":
             "unknown" if computed is None else f"{computed / 1e6:,.1f} MB",
         )
     return table
+
+
+def _times(ratio: float | None) -> str:
+    return "-" if ratio is None else f"{ratio:.2f}x"

@@ -36,6 +36,11 @@ class Recipe:
 
     def __post_init__(self) -> None:
         """Check the generation settings."""
+        if not isinstance(self.name, str) or not isinstance(self.generation, Mapping):
+            raise ConfigError(
+                f"recipe {self.name!r}: the name must be text, and generation a mapping such as "
+                "{chain_of_thought: thinking}"
+            )
         for key, value in self.generation.items():
             if key != "chain_of_thought":
                 raise ConfigError(f"recipe {self.name}: unknown generation setting {key!r}; known: chain_of_thought")

@@ -97,8 +97,10 @@ def user_turn(tokenizer: Any) -> tuple[str, str]:
     # Some templates know no system turn, and then add none.
     with suppress(Exception):
         system, both = render("system"), render("system", "user", add_generation_prompt=True)
-        if both.startswith(system):
-            whole = first + both[len(system) :]
+        bos = tokenizer.bos_token
+        # Others fold the system's words into the user turn: what is left then holds both.
+        if both.startswith(system) and both[len(system) :].count(_MARK) == 1:
+            whole = (bos if bos and whole.startswith(bos) else first) + both[len(system) :]
     before, after = whole.split(_MARK)
     return before, after
 
