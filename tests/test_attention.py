@@ -1,9 +1,12 @@
 """Every backend against the oracle: values and gradients, over every kind of row."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
 from swaa.attention import BACKENDS, select_backend
+from swaa.cache.held import released_view
 from swaa.config import LayerRule
 from swaa.geometry import build_geometry
 
@@ -117,6 +120,44 @@ def test_sliding_rows_touch_a_window_of_keys_only():
     key[:, :, 7:2980], value[:, :, 7:2980] = float("nan"), float("nan")
     output, _ = BACKENDS["sdpa"](query, key, value, geometry=geometry, rule=LayerRule(window=20, sinks=7), scaling=0.25)
     assert output.isfinite().all()
+
+
+HELD = ["chunk", "chunk of one row", "decode", "decode of drafts", "left padding, chunk", "left padding, decode"]
+
+
+@pytest.mark.parametrize("sinks", [0, 4])
+@pytest.mark.parametrize("kind", [*HELD, "padding inside"], ids=lambda name: name.replace(" ", "_"))
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_keys_that_a_cache_still_holds(backend, kind, sinks):
+    """Sinks and the columns that can still be seen give what all keys give."""
+    geometry, rule = build_geometry(**PASSES[kind]), LayerRule(window=20, sinks=sinks)
+    query, key, value = tensors(geometry)
+    expected, _ = BACKENDS["eager"](query, key, value, geometry=geometry, rule=rule, scaling=0.25)
+    released = geometry.first_needed(20, geometry.past)
+    assert released > 100
+    tail = torch.arange(released, geometry.columns).expand(geometry.batch, -1)
+    columns = torch.cat([geometry.sink_columns(sinks).expand(geometry.batch, -1), tail], dim=1)
+    held = [x.gather(2, columns[:, None, :, None].expand(-1, 2, -1, 16)) for x in (key, value)]
+    view = released_view(geometry, released, sinks)
+    assert view.keys == columns.shape[1]
+    actual, _ = BACKENDS[backend](query, *held, geometry=view, rule=rule, scaling=0.25)
+    real = real_rows(geometry)
+    torch.testing.assert_close(actual[real], expected[real], atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("options", [{}, {"softcap": 2.0}, {"s_aux": torch.tensor([0.5, -1.0, 2.0, 0.0])}], ids=str)
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_one_row_over_keys_in_any_order(backend, options):
+    geometry, rule = build_geometry(batch=2, past=299, rows=1, prompt_end=300), LayerRule(window=20, sinks=4)
+    query, key, value = tensors(geometry)
+    expected, _ = BACKENDS["eager"](query, key, value, geometry=geometry, rule=rule, scaling=0.25, **options)
+    order = torch.randperm(300)
+    visible = (order < 4) | (order >= 280)
+    shuffled = replace(geometry, key_mask=visible[None], memo={})
+    actual, _ = BACKENDS[backend](
+        query, key[:, :, order], value[:, :, order], geometry=shuffled, rule=rule, scaling=0.25, **options
+    )
+    torch.testing.assert_close(actual, expected, atol=1e-5, rtol=1e-5)
 
 
 def test_unknown_backend_suggests():

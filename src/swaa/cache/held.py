@@ -27,8 +27,8 @@ def check_announced(geometry: Geometry | None, seen: int, new: Tensor) -> None:
     """Raise `ReleasedError` unless the coming pass was announced: the cache is used by another model otherwise."""
     if geometry is None or geometry.past != seen or geometry.rows != new.shape[-2]:
         raise ReleasedError(
-            "this cache belongs to an adapted model and has released tokens that others need: use it with that model "
-            f"only, or {KEEP}"
+            "this cache belongs to an adapted model and has released tokens that others need: use a new cache with "
+            f"other models, or {KEEP}"
         )
 
 
