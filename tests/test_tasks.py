@@ -1,3 +1,4 @@
+import copy
 import dataclasses
 import itertools
 import re
@@ -518,3 +519,24 @@ def test_the_registry_describes_each_task_in_a_line():
     assert not any("\n" in line or len(line) > 80 for line in lines)
     with pytest.raises(ValueError, match=r"unknown task .nedle.\. Did you mean .needle."):
         TASKS["nedle"]
+
+
+def with_template(tokenizer, bos, template):
+    tokenizer = copy.deepcopy(tokenizer)
+    tokenizer.bos_token, tokenizer.chat_template = bos, template
+    return tokenizer
+
+
+def test_a_bos_that_begins_every_turn_is_not_doubled(tokenizer):
+    """SmolLM2 calls <|im_start|> its BOS."""
+    template, _, expected = CHAT["default system prompt"]
+    assert user_turn(with_template(tokenizer, "<|im_start|>", template)) == expected
+
+
+def test_a_bos_that_only_the_template_writes_is_kept(tokenizer):
+    """OLMo 2's tokenizer adds none."""
+    template = (
+        "{{ bos_token }}{% for m in messages %}<|{{ m['role'] }}|>\n{{ m['content'] }}\n{% endfor %}"
+        "{% if add_generation_prompt %}<|assistant|>\n{% endif %}"
+    )
+    assert user_turn(with_template(tokenizer, "<s>", template)) == ("<s><|user|>\n", "\n<|assistant|>\n")

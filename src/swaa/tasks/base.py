@@ -97,10 +97,12 @@ def user_turn(tokenizer: Any) -> tuple[str, str]:
     # Some templates know no system turn, and then add none.
     with suppress(Exception):
         system, both = render("system"), render("system", "user", add_generation_prompt=True)
-        bos = tokenizer.bos_token
+        bos, rest = tokenizer.bos_token, both[len(system) :]
         # Others fold the system's words into the user turn: what is left then holds both.
-        if both.startswith(system) and both[len(system) :].count(_MARK) == 1:
-            whole = (bos if bos and whole.startswith(bos) else first) + both[len(system) :]
+        if both.startswith(system) and rest.count(_MARK) == 1:
+            # ChatML's turns all begin with what is called BOS there: then it is no mark of a text's start.
+            written = bos and whole.startswith(bos) and not rest.startswith(bos)
+            whole = (bos if written else first) + rest
     before, after = whole.split(_MARK)
     return before, after
 
