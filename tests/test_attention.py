@@ -127,14 +127,14 @@ HELD = ["chunk", "chunk of one row", "decode", "decode of drafts", "left padding
 
 @pytest.mark.parametrize("sinks", [0, 4])
 @pytest.mark.parametrize("kind", [*HELD, "padding inside"], ids=lambda name: name.replace(" ", "_"))
-@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("backend", list(BACKENDS))
 def test_keys_that_a_cache_still_holds(backend, kind, sinks):
     """Sinks and the columns that can still be seen give what all keys give."""
     geometry, rule = build_geometry(**PASSES[kind]), LayerRule(window=20, sinks=sinks)
     query, key, value = tensors(geometry)
     expected, _ = BACKENDS["eager"](query, key, value, geometry=geometry, rule=rule, scaling=0.25)
     released = geometry.first_needed(20, geometry.past)
-    assert released > 100
+    assert released > 20
     tail = torch.arange(released, geometry.columns).expand(geometry.batch, -1)
     columns = torch.cat([geometry.sink_columns(sinks).expand(geometry.batch, -1), tail], dim=1)
     held = [x.gather(2, columns[:, None, :, None].expand(-1, 2, -1, 16)) for x in (key, value)]
@@ -146,7 +146,7 @@ def test_keys_that_a_cache_still_holds(backend, kind, sinks):
 
 
 @pytest.mark.parametrize("options", [{}, {"softcap": 2.0}, {"s_aux": torch.tensor([0.5, -1.0, 2.0, 0.0])}], ids=str)
-@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("backend", list(BACKENDS))
 def test_one_row_over_keys_in_any_order(backend, options):
     geometry, rule = build_geometry(batch=2, past=299, rows=1, prompt_end=300), LayerRule(window=20, sinks=4)
     query, key, value = tensors(geometry)

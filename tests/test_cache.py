@@ -69,7 +69,7 @@ def test_logits_equal_those_of_the_model_that_keeps_everything(config, groups, p
     if family == "gpt_oss":
         config = config.replace(fa_decode=False)  # its layers 0 and 2 have a window of their own
     swaa.adapt(model, config.replace(backend=backend))
-    swaa.adapt(keeper, config.replace(release_kv=False, backend="eager"))
+    swaa.adapt(keeper, config.replace(release_kv=False, backend=backend))
 
     def cache():
         if kind == "dynamic":
