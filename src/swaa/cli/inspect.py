@@ -60,7 +60,8 @@ def inspect(
     - `swaa inspect --window 512 --sinks 64 --full-layers 7,15,17,18 --all`
     """
     from swaa.cli.inspection import inspection
-    from swaa.cli.loading import load_config, quiet_transformers
+    from swaa.cli.loading import load_config
+    from swaa.models import quiet_transformers
 
     config = load_config(model)
     chosen = resolve_recipe(

@@ -1,11 +1,9 @@
-"""A model's configuration without its weights, and transformers kept quiet."""
+"""A model's configuration without its weights."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from swaa.models import DEFAULT_MODEL, ModelError, default_model_path
+from swaa.models import DEFAULT_MODEL, ModelError, default_model_path, quiet_transformers
 from swaa.registry import suggestion
 
 
@@ -55,19 +53,3 @@ def _unreachable(name: str) -> str:
     except Exception as error:
         return f"no such path, and the Hugging Face hub cannot give it ({type(error).__name__})"
     return ""
-
-
-@contextmanager
-def quiet_transformers() -> Iterator[None]:
-    """Keep transformers' own log lines and progress bars off the terminal."""
-    from transformers.utils import logging
-
-    bars, verbosity = logging.is_progress_bar_enabled(), logging.get_verbosity()
-    logging.disable_progress_bar()
-    logging.set_verbosity_error()
-    try:
-        yield
-    finally:
-        logging.set_verbosity(verbosity)
-        if bars:
-            logging.enable_progress_bar()
