@@ -79,7 +79,9 @@ def kv_bytes(
     """
     total = 0
     # A layer that uses the cache of an earlier one ("reuse", as in Gemma 3n and 4) holds nothing.
-    sharing = getattr(model_config.get_text_config(), "kv_sharing_modes", None) or [None] * len(rules)
+    text = model_config.get_text_config()
+    shared = getattr(text, "num_kv_shared_layers", None) or 0  # how transformers says it up to 5.17
+    sharing = getattr(text, "kv_sharing_modes", None) or [None] * (len(rules) - shared) + ["reuse"] * shared
     for rule, mode, (kind, config) in zip(rules, sharing, layer_kinds(model_config), strict=True):
         if mode == "reuse":
             continue
