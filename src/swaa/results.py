@@ -31,7 +31,11 @@ def environment() -> dict[str, str]:
     """Return versions and hardware: what a number depends on beside its command."""
     import torch
 
-    found = {"swaa": swaa.__version__, "python": platform.python_version(), "platform": platform.platform()}
+    found = {
+        "swaa": swaa.__version__,
+        "python": platform.python_version(),
+        "platform": f"{platform.system()} {platform.machine()}",
+    }
     for package in ("torch", "transformers"):
         found[package] = importlib.metadata.version(package)
     found["cpu"] = _cpu_name()
