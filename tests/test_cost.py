@@ -102,8 +102,6 @@ def test_layers_that_differ_and_share():
         global_head_dim=24,
         num_kv_shared_layers=2,
     )
-    if not hasattr(config, "per_layer_config"):
-        pytest.skip("this transformers has no sizes by layer")
     rules = plan_layers(config, FULL)
     assert kv_bytes(config, rules, 40, release_kv=False) == 2 * 2 * 2 * (8 * 15 + 24 * 40)
     windowed = sum(min(row + 1, 16) for row in range(40))

@@ -105,8 +105,8 @@ def generate(self: PreTrainedModel, inputs: Tensor | None = None, *args: Any, **
     if config.compile_config is None:
         kwargs["disable_compile"] = True
     try:
-        own: Any = type(self).generate  # type: ignore[attr-defined]  # GenerationMixin's, of the model's class
-        return own(self, inputs, *args, **kwargs)
+        own: Any = type(self)  # its `generate` comes from a mixin that the annotation does not know
+        return own.generate(self, inputs, *args, **kwargs)
     finally:
         _GENERATION.reset(token)
 

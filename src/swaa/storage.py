@@ -4,7 +4,6 @@ import json
 from pathlib import Path
 from typing import Any
 
-from torch import nn
 from transformers import AutoModelForCausalLM, PreTrainedModel
 from transformers.utils import cached_file
 
@@ -16,14 +15,14 @@ ADAPTATION_FILE = "swaa_config.json"
 _PEFT_FILE = "adapter_config.json"
 
 
-def save(model: nn.Module, path: str | Path) -> None:
+def save(model: Any, path: str | Path) -> None:
     """Save a model with its adaptation: weights as `save_pretrained` does, and what `swaa.load` needs.
 
     A plain adapted model carries its adaptation in `config.json`, so `model.save_pretrained` does as well; a
     PEFT-wrapped one (adapter weights only) gets a `swaa_config.json` beside the adapter.
 
     Args:
-        model: an adapted model.
+        model: an adapted model of transformers, PEFT-wrapped or not.
         path: folder to write.
 
     Raises:
@@ -32,7 +31,7 @@ def save(model: nn.Module, path: str | Path) -> None:
     state = adaptation(model)
     if state is None:
         raise ConfigError("the model carries no adaptation: call swaa.adapt first, or model.save_pretrained to save it")
-    model.save_pretrained(path)  # type: ignore[operator]
+    model.save_pretrained(path)
     if hasattr(model, "get_base_model"):
         state.config.save(Path(path) / ADAPTATION_FILE)
 
