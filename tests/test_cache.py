@@ -216,6 +216,17 @@ def test_rejected_drafts_leave_a_small_cache():
     assert output.past_key_values.layers[0].keys.shape[2] == 3 + 6
 
 
+def test_a_plain_turn_after_one_with_drafts_releases_again():
+    model = swaa.adapt(tiny_model(), SINKS)
+    ids = torch.randint(3, 101, (1, 10)).repeat(1, 6)
+    cache = DynamicCache(config=model.config)
+    first = model.generate(ids, past_key_values=cache, prompt_lookup_num_tokens=4, max_new_tokens=12, do_sample=False)
+    whole = torch.cat([first, IDS[:1, :9]], dim=1)
+    second = model.generate(whole, past_key_values=cache, max_new_tokens=12, do_sample=False)
+    assert cache.layers[0].keys.shape[2] == 3 + 6
+    assert torch.equal(second, model.generate(whole, max_new_tokens=12, do_sample=False))
+
+
 def test_reset_starts_over():
     model = swaa.adapt(tiny_model(), SINKS)
     for cache in (DynamicCache(config=model.config), StaticCache(config=model.config, max_cache_len=100)):

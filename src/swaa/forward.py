@@ -23,7 +23,7 @@ from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, AttentionMa
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS, AttentionInterface
 
 from swaa.attention import BACKENDS, Backend
-from swaa.cache import SinkWindowLayer, StaticSinkWindowLayer, announce, install
+from swaa.cache import SinkWindowLayer, StaticSinkWindowLayer, announce, install, stop_recording
 from swaa.config import ConfigError, LayerRule, SWAAConfig
 from swaa.geometry import Geometry, build_geometry
 
@@ -171,9 +171,11 @@ def before_forward(decoder: nn.Module, args: tuple, kwargs: dict[str, Any]) -> t
     )
     if cache is not None:
         complete = prompt_end is not None and past + rows >= prompt_end
+        drafts = generation is not None and generation.drafts
         if not past and state.config.release_kv:
-            drafts = generation is not None and generation.drafts
             install(cache, state.rules, prompt_complete=complete, record_past=drafts)
+        elif generation is not None and not drafts:
+            stop_recording(cache)
         announce(cache, state.rules, geometry, prompt_complete=complete)
     kwargs["swaa"] = _Pass(state, geometry, prompt_end, BACKENDS[state.backend], cache)
     return (), kwargs

@@ -15,7 +15,7 @@ from swaa.cache.static import StaticSinkWindowLayer
 from swaa.config import LayerRule
 from swaa.geometry import Geometry
 
-__all__ = ["ReleasedError", "SinkWindowLayer", "StaticSinkWindowLayer", "announce", "install"]
+__all__ = ["ReleasedError", "SinkWindowLayer", "StaticSinkWindowLayer", "announce", "install", "stop_recording"]
 
 
 def install(cache: Cache, rules: tuple[LayerRule | None, ...], *, prompt_complete: bool, record_past: bool) -> None:
@@ -57,6 +57,13 @@ def announce(cache: Cache, rules: tuple[LayerRule | None, ...], geometry: Geomet
                     f"({rule}) may see: start with an empty cache"
                 )
             layer.announce(geometry, prompt_complete=prompt_complete)
+
+
+def stop_recording(cache: Cache) -> None:
+    """Let the layers release after each pass again: an earlier turn with drafts has told them to wait for `crop`."""
+    for layer in cache.layers:
+        if isinstance(layer, SinkWindowLayer):
+            layer.record_past = False
 
 
 def _forgets(rule: LayerRule | None) -> TypeGuard[LayerRule]:
