@@ -7,6 +7,10 @@ os.environ["HF_HUB_OFFLINE"] = "1"  # before anything imports huggingface_hub: a
 import pytest
 import torch
 
+# Before a kernel is defined: without a GPU, Triton's interpreter runs it on the CPU.
+if not torch.cuda.is_available():
+    os.environ["TRITON_INTERPRET"] = "1"
+
 # Tiny tensors: a second thread only waits, and the test workers share the cores.
 torch.set_num_threads(1)
 

@@ -13,6 +13,7 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from swaa.adapting import Adaptation, AdaptError, adapt, adaptation, restore
+    from swaa.compiling import compile_layers
     from swaa.config import ConfigError, SWAAConfig
     from swaa.storage import load, save
 
@@ -24,6 +25,7 @@ _EXPORTS = {
     "SWAAConfig": "config",
     "adapt": "adapting",
     "adaptation": "adapting",
+    "compile_layers": "compiling",
     "load": "storage",
     "restore": "adapting",
     "save": "storage",
@@ -35,6 +37,7 @@ __all__ = [
     "SWAAConfig",
     "adapt",
     "adaptation",
+    "compile_layers",
     "load",
     "restore",
     "save",

@@ -8,6 +8,7 @@ from transformers import PreTrainedModel
 
 from swaa.attention import select_backend
 from swaa.config import ConfigError, LayerRule, SWAAConfig
+from swaa.cost import attention_heads
 from swaa.forward import Adaptation, AdaptError, after_forward, before_forward, generate, register
 
 ModelT = TypeVar("ModelT", bound=nn.Module)
@@ -32,10 +33,10 @@ def adapt(model: ModelT, config: SWAAConfig) -> ModelT:
         AdaptError: the model's attention cannot be replaced; the message says why.
         ConfigError: the configuration does not fit the model.
     """
-    base, decoder = _parts(model)
+    base, decoder = parts(model)
     rules = plan_layers(decoder.config, config)
     previous = adaptation(model)
-    backend, reason = select_backend(config.backend, base.device)
+    backend, reason = select_backend(config.backend, base.device, base.dtype, head_dim(decoder.config))
     if previous:
         restore(model)
     native = decoder.config._attn_implementation
@@ -46,7 +47,7 @@ def adapt(model: ModelT, config: SWAAConfig) -> ModelT:
     state = Adaptation(config, rules, backend, reason, native, [])
     state.handles = [
         decoder.register_forward_pre_hook(before_forward, with_kwargs=True),
-        decoder.register_forward_hook(after_forward, with_kwargs=True),
+        decoder.register_forward_hook(after_forward, with_kwargs=True, always_call=True),
     ]
     vars(decoder)["_swaa"] = state
     # A bound method, so that a deep copy of the model generates with the copy.
@@ -61,7 +62,10 @@ def restore(model: ModelT) -> ModelT:
     state = adaptation(model)
     if state is None:
         return model
-    base, decoder = _parts(model)
+    from swaa.compiling import uncompile_layers
+
+    uncompile_layers(model)
+    base, decoder = parts(model)
     for handle in state.handles:
         handle.remove()
     decoder.set_attn_implementation(state.native)
@@ -72,7 +76,7 @@ def restore(model: ModelT) -> ModelT:
 
 def adaptation(model: nn.Module) -> Adaptation | None:
     """Return the adaptation on a model, None if there is none."""
-    return getattr(_parts(model)[1], "_swaa", None)
+    return getattr(parts(model)[1], "_swaa", None)
 
 
 def plan_layers(model_config: Any, config: SWAAConfig) -> tuple[LayerRule | None, ...]:
@@ -100,8 +104,18 @@ def plan_layers(model_config: Any, config: SWAAConfig) -> tuple[LayerRule | None
     return tuple(rule if kind == "full_attention" else None for rule, kind in zip(rules, kinds, strict=True))
 
 
-def _parts(model: nn.Module) -> tuple[PreTrainedModel, PreTrainedModel]:
-    """Return the transformers model under any PEFT wrapper, and its decoder (the module that owns the layers)."""
+def head_dim(model_config: Any) -> int:
+    """Return the head dim of a (text) model's attention; 128, the usual one, where the configuration does not tell."""
+    heads = attention_heads(model_config)
+    return heads[2] if heads else 128
+
+
+def parts(model: nn.Module) -> tuple[PreTrainedModel, PreTrainedModel]:
+    """Return the transformers model under any PEFT wrapper, and its decoder (the module that owns the layers).
+
+    Raises:
+        AdaptError: it is no model that can be adapted; the message says why.
+    """
     wrapper: Any = model
     base = wrapper.get_base_model() if hasattr(model, "get_base_model") else model
     name = type(base).__name__

@@ -22,8 +22,9 @@ from transformers.generation import GenerationMode
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, AttentionMaskInterface, prepare_padding_mask
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS, AttentionInterface
 
-from swaa.attention import BACKENDS, Backend
+from swaa.attention import Backend, backend
 from swaa.cache import SinkWindowLayer, StaticSinkWindowLayer, announce, install, stop_recording
+from swaa.cache.slots import DecodeCache, SlotLayer
 from swaa.config import ConfigError, LayerRule, SWAAConfig
 from swaa.geometry import Geometry, build_geometry
 
@@ -44,10 +45,11 @@ class Adaptation:
     Args:
         config: the configuration.
         rules: the rule of each layer; None: not ours (a native sliding window, linear attention): left as it is.
-        backend: name of the attention backend, and why it was chosen.
+        backend: name of the attention backend (of prompts, where it is chosen for every pass).
         reason: why `backend` was chosen.
         native: the attention implementation that the model had.
         handles: hooks to remove.
+        compiled: the decoder layers are compiled (`swaa.compile_layers`).
     """
 
     config: SWAAConfig
@@ -56,6 +58,7 @@ class Adaptation:
     reason: str
     native: str
     handles: list[RemovableHandle]
+    compiled: bool = False
 
     @property
     def fa_decode(self) -> bool:
@@ -101,6 +104,11 @@ def generate(self: PreTrainedModel, inputs: Tensor | None = None, *args: Any, **
     prompt_end = prompt.shape[1] if mask is None else max(prompt.shape[1], mask.shape[-1])
     drafts = config.get_generation_mode(kwargs.get("assistant_model")) == GenerationMode.ASSISTED_GENERATION
     token = _GENERATION.set(_Generation(state, prompt_end, drafts or bool(config.is_assistant)))
+    from swaa.decoding import bound, why_not
+
+    greedy_or_sample = config.get_generation_mode() in (GenerationMode.GREEDY_SEARCH, GenerationMode.SAMPLE)
+    if greedy_or_sample and why_not(self, state, config, kwargs) is None:
+        kwargs["custom_generate"] = bound(kwargs.get("streamer"))
     # transformers compiles the decode step of a static cache by itself on a GPU; it cannot trace what describes a pass.
     if config.compile_config is None:
         kwargs["disable_compile"] = True
@@ -129,6 +137,12 @@ def before_forward(decoder: nn.Module, args: tuple, kwargs: dict[str, Any]) -> t
             "prompt_length to say which rows see everything, or restore the model to use a 4-D mask"
         )
     cache = kwargs.get("past_key_values")
+    attend = backend(state.config.backend)
+    if isinstance(cache, DecodeCache):
+        cache.begin(state.rules)
+        kwargs["swaa"] = _Pass(state, Geometry(batch, cache.start, 1, 0), 0, attend, cache)
+        _hide_from_compiler(state, cache)
+        return (), kwargs
     config: Any = decoder.config
     if cache is None and _makes_cache(decoder, state, kwargs):
         cache = kwargs["past_key_values"] = DynamicCache(config=config)
@@ -177,15 +191,25 @@ def before_forward(decoder: nn.Module, args: tuple, kwargs: dict[str, Any]) -> t
         elif generation is not None and not drafts:
             stop_recording(cache)
         announce(cache, state.rules, geometry, prompt_complete=complete)
-    kwargs["swaa"] = _Pass(state, geometry, prompt_end, BACKENDS[state.backend], cache)
+    kwargs["swaa"] = _Pass(state, geometry, prompt_end, attend, cache)
+    _hide_from_compiler(state, cache)
     return (), kwargs
 
 
 def after_forward(decoder: nn.Module, args: tuple, kwargs: dict[str, Any], output: Any) -> None:
     """Let the cache remember where its prompt ended, so that a hand-written loop can go on."""
+    used = kwargs.get("past_key_values")
+    if used is not None:
+        vars(used).pop("update", None)
     cache = getattr(output, "past_key_values", None)
     if cache is not None and "swaa" in kwargs:
         setattr(cache, _CACHE_PROMPT_END, kwargs["swaa"].prompt_end)
+
+
+def _hide_from_compiler(state: Adaptation, cache: Cache | None) -> None:
+    """Keep a compiler of the layers out of the cache: its bookkeeping changes with every pass. Only for this pass."""
+    if state.compiled and cache is not None:
+        vars(cache)["update"] = torch.compiler.disable(cache.update)
 
 
 def _makes_cache(decoder: Any, state: Adaptation, kwargs: dict[str, Any]) -> bool:
@@ -213,7 +237,7 @@ def _common_prompt_end(prompt_length: int | Tensor, mask: Tensor | None, columns
     return int(ends[0]) if len(ends) == 1 else None
 
 
-def _attention(
+def attention(
     module: nn.Module,
     query: Tensor,
     key: Tensor,
@@ -246,7 +270,7 @@ def _attention(
         raise AdaptError(f"{type(module).__name__} passes {foreign} to its attention, which no backend here knows")
     geometry = swaa.geometry
     held = swaa.cache.layers[layer] if swaa.cache is not None else None
-    if isinstance(held, SinkWindowLayer | StaticSinkWindowLayer):
+    if isinstance(held, SinkWindowLayer | StaticSinkWindowLayer | SlotLayer):
         geometry = held.view(geometry)
     else:
         # A static layer hands out its unused slots too.
@@ -285,6 +309,6 @@ def register(native: str) -> str:
     transformers looks for "flash", "sdpa", "flex_attention" and "/" in names, so `native` cannot be a part of it.
     """
     name = "swaa" if native == "sdpa" else "swaa_" + "".join(f"{byte:02x}" for byte in native.encode())
-    AttentionInterface.register(name, _attention)
+    AttentionInterface.register(name, attention)
     AttentionMaskInterface.register(name, partial(_mask, native=native))
     return name

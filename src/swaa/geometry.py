@@ -38,6 +38,7 @@ class Geometry:
         slots: number of sinks that lie in front of the columns from `released` on; slot `s` holds the sink `s` of a
             row, and counts only while that sink's column is below `released`.
         key_mask: `[batch or 1, keys]` bool, for one query row over keys in any order: the visible ones.
+        key_stop: with `key_mask`: `[1]` integer on the keys' device, the keys from this one on are unused room.
         memo: what a backend has worked out for this pass, so that the layers share it.
     """
 
@@ -52,6 +53,7 @@ class Geometry:
     released: int = 0
     slots: int = 0
     key_mask: Tensor | None = None
+    key_stop: Tensor | None = None
     memo: dict[Any, Any] = field(default_factory=dict, repr=False)
 
     @property

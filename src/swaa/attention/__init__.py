@@ -8,8 +8,12 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from swaa.attention import flex, triton
+from swaa.attention.auto import auto_attention, explain
 from swaa.attention.eager import eager_attention
+from swaa.attention.flex import flex_attention_backend
 from swaa.attention.sdpa import sdpa_attention
+from swaa.attention.triton import triton_attention
 from swaa.config import LayerRule
 from swaa.geometry import Geometry
 from swaa.registry import Registry
@@ -50,16 +54,40 @@ class Backend(Protocol):
         """
 
 
-BACKENDS: Registry[Backend] = Registry("backend", {"eager": eager_attention, "sdpa": sdpa_attention})
+BACKENDS: Registry[Backend] = Registry(
+    "backend",
+    {
+        "eager": eager_attention,
+        "sdpa": sdpa_attention,
+        "triton": triton_attention,
+        "flex": flex_attention_backend,
+    },
+)
+_UNAVAILABLE = {"triton": triton.unavailable, "flex": flex.unavailable}
 
 
-def select_backend(name: str, device: torch.device) -> tuple[str, str]:
-    """Return the backend that `name` stands for on a device, and why it was chosen.
+def select_backend(name: str, device: torch.device, dtype: torch.dtype, head_dim: int) -> tuple[str, str]:
+    """Return the backend that `name` stands for, and why it was chosen.
+
+    Args:
+        name: a backend's name, or "auto": then it is chosen anew for every pass, and the one for prompts returned.
+        device: of the model.
+        dtype: of the model.
+        head_dim: of its attention.
 
     Raises:
-        ValueError: `name` is neither "auto" nor a backend.
+        ValueError: `name` is neither "auto" nor a backend, or that backend cannot run here; the message says why.
     """
-    if name != "auto":
-        BACKENDS[name]
-        return name, "named in the configuration"
-    return "sdpa", f"linear time and memory on any device, here {device.type}"
+    if name == "auto":
+        return explain(device, dtype, head_dim)
+    BACKENDS[name]
+    # A model without weights ("meta") will not run anyway.
+    check = _UNAVAILABLE.get(name)
+    if check is not None and device.type != "meta" and (reason := check(device, dtype, head_dim)):
+        raise ValueError(f"backend {name!r} cannot be used: {reason}; use 'auto' or 'sdpa'")
+    return name, "named in the configuration"
+
+
+def backend(name: str) -> Backend:
+    """Return the function of a backend's name, "auto" included."""
+    return auto_attention if name == "auto" else BACKENDS[name]

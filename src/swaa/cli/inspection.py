@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoModelForCausalLM
 
-from swaa.adapting import adapt, plan_layers
+from swaa.adapting import adapt, head_dim, plan_layers
 from swaa.attention import select_backend
 from swaa.cli.wording import short_form
 from swaa.config import LayerRule, SWAAConfig
@@ -40,7 +40,8 @@ def inspection(name: str, config: Any, recipe: Recipe, length: int | None) -> di
     backend, reason = "native", "the model's own: there is nothing to adapt"
     if recipe.config != SWAAConfig():
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        backend, reason = select_backend(recipe.config.backend, device)
+        dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
+        backend, reason = select_backend(recipe.config.backend, device, dtype, head_dim(text))
     release = recipe.config.release_kv
     kv = _saving(
         kv_bytes(config, rules, length, release_kv=release), kv_bytes(config, full_rules, length, release_kv=False)

@@ -1,0 +1,1 @@
+"""Triton kernels; `swaa.attention.triton` launches them. Importing this needs the package `triton`."""

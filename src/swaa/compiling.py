@@ -1,0 +1,82 @@
+"""Fusing what lies between the attentions: `torch.compile` of each decoder layer, cut at cache and attention.
+
+Norms, RoPE, activations and residuals are memory-bound: unfused they take as long as half of the matrix products. All
+layers share one compiled code; attention and cache stay what they are.
+"""
+
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import torch
+from torch import nn
+from transformers.modeling_utils import AttentionInterface
+
+from swaa.adapting import adaptation, parts
+from swaa.forward import AdaptError, attention
+
+ModelT = TypeVar("ModelT", bound=nn.Module)
+
+
+def compile_layers(model: ModelT, *, backend: str = "inductor") -> ModelT:
+    """Compile the decoder layers of an adapted model; `restore` takes it off again.
+
+    Compilation happens in the first passes (about half a minute on a GPU, once for prompts and once for single tokens)
+    and holds for all lengths; another batch size or dtype is compiled again.
+
+    Args:
+        model: an adapted model.
+        backend: of `torch.compile`.
+
+    Returns:
+        The same model.
+
+    Raises:
+        AdaptError: the model is not adapted, or its layers cannot be found.
+    """
+    state = adaptation(model)
+    if state is None:
+        raise AdaptError("compile_layers needs an adapted model: call swaa.adapt first")
+    _, decoder = parts(model)
+    # The description of a pass is plain Python that changes with every pass: nothing to trace.
+    AttentionInterface.register(decoder.config._attn_implementation, torch.compiler.disable(attention))
+    for layer in decoder_layers(decoder):
+        layer.compile(dynamic=True, backend=backend)
+        assert layer._compiled_call_impl is not None
+        layer._compiled_call_impl = _Shared(layer._compiled_call_impl)
+    state.compiled = True
+    return model
+
+
+def uncompile_layers(model: nn.Module) -> None:
+    """Let the layers run as they are again."""
+    state = adaptation(model)
+    if state is not None and state.compiled:
+        for layer in decoder_layers(parts(model)[1]):
+            layer._compiled_call_impl = None
+        state.compiled = False
+
+
+def decoder_layers(decoder: Any) -> nn.ModuleList:
+    """Return the list of a decoder's layers.
+
+    Raises:
+        AdaptError: there is no such list.
+    """
+    count = decoder.config.num_hidden_layers
+    for child in decoder.children():
+        if isinstance(child, nn.ModuleList) and len(child) == count:
+            return child
+    raise AdaptError(
+        f"{type(decoder).__name__} keeps its layers in no list of {count} modules: they cannot be compiled"
+    )
+
+
+class _Shared:
+    """A compiled layer whose number is no constant: otherwise each layer would be compiled by itself."""
+
+    def __init__(self, call: Callable[..., Any]):
+        self.call = call
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        with torch._dynamo.config.patch(allow_unspec_int_on_nn_module=True):
+            return self.call(*args, **kwargs)

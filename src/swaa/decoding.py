@@ -1,0 +1,190 @@
+"""Decoding at the speed of memory: one token's step with a static cache, compiled and replayed as a CUDA graph.
+
+`generate` with `cache_implementation="static"` comes here for greedy search and sampling. Everything that changes from
+token to token lies in tensors on the device, so the recorded step serves all tokens.
+"""
+
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import Cache, PreTrainedModel
+from transformers.generation import GenerateDecoderOnlyOutput
+
+from swaa.adapting import head_dim
+from swaa.attention.triton import unavailable
+from swaa.cache.slots import DecodeCache
+from swaa.compiling import compile_layers, uncompile_layers
+from swaa.forward import Adaptation
+
+
+def why_not(model: Any, state: Adaptation, config: Any, kwargs: dict[str, Any]) -> str | None:
+    """Return why a call of `generate` cannot use the recorded step, None if it can."""
+    if config.cache_implementation != "static":
+        return "the cache is not static"
+    if config.disable_compile or config.compile_config is not None:
+        return "compilation is switched off, or set by the caller"
+    if config.output_attentions or config.output_hidden_states:
+        return "attentions or hidden states are asked for"
+    if kwargs.get("assistant_model") is not None or kwargs.get("custom_generate") is not None:
+        return "another way of decoding is asked for"
+    if any(rule is None for rule in state.rules):
+        return "the model has layers with a native window"
+    if len(getattr(model, "hf_device_map", {})) > 1:
+        return "the model lies on several devices"
+    return unavailable(model.device, model.dtype, head_dim(model.config.get_text_config()))
+
+
+def decode(
+    model: Any, input_ids: Tensor, logits_processor: Any, stopping_criteria: Any, generation_config: Any, **kwargs: Any
+) -> Tensor | GenerateDecoderOnlyOutput:
+    """Generate as transformers' `_sample` does (greedy search and sampling), with the recorded step."""
+    streamer = kwargs.pop("streamer", None)
+    kwargs.pop("synced_gpus", None)
+    outputs = model._prefill(input_ids, generation_config, kwargs)
+    cache, logits = outputs.past_key_values, outputs.logits[:, -1]
+    del outputs
+    padding = generation_config._pad_token_tensor
+    has_end = any(hasattr(criterion, "eos_token_id") for criterion in stopping_criteria)
+    unfinished = torch.ones(len(input_ids), dtype=torch.long, device=input_ids.device)
+    scores, raw = [], []
+    step: DecodeStep | None = None
+    try:
+        while True:
+            logits = logits.to(copy=True, dtype=torch.float32, device=input_ids.device)
+            processed = logits_processor(input_ids, logits)
+            if generation_config.return_dict_in_generate:
+                scores.append(processed)
+                raw.append(logits)
+            if generation_config.do_sample:
+                token = torch.multinomial(torch.softmax(processed, dim=-1), num_samples=1).squeeze(1)
+            else:
+                token = processed.argmax(dim=-1)
+            if has_end:
+                token = token * unfinished + padding.to(token.device) * (1 - unfinished)
+            input_ids = torch.cat([input_ids, token[:, None]], dim=-1)
+            if streamer is not None:
+                streamer.put(token.cpu())
+            unfinished = unfinished & ~stopping_criteria(input_ids, processed)
+            if not bool(unfinished.any()):
+                break
+            if step is None:
+                step = DecodeStep(model, cache, kwargs.get("attention_mask"), input_ids.shape)
+            logits = step(token)
+    finally:
+        if step is not None:
+            step.close()
+    if streamer is not None:
+        streamer.end()
+    if not generation_config.return_dict_in_generate:
+        return input_ids
+    return GenerateDecoderOnlyOutput(
+        sequences=input_ids,  # type: ignore[arg-type]
+        scores=tuple(scores) if generation_config.output_scores else None,
+        logits=tuple(raw) if generation_config.output_logits else None,
+        past_key_values=cache,
+    )
+
+
+class DecodeStep:
+    """The forward pass of one token on a static cache, recorded once.
+
+    Args:
+        model: an adapted causal language model.
+        cache: its static cache, the prompt in it.
+        attention_mask: `[batch, >= prompt]` of the prompt, left-padded; None: no padding.
+        shape: batch, and columns up to and with the token that comes first.
+    """
+
+    def __init__(self, model: PreTrainedModel, cache: Cache, attention_mask: Tensor | None, shape: torch.Size):
+        self.model = model
+        device = model.device
+        batch, columns = shape
+        padding = torch.zeros(batch, dtype=torch.long, device=device)
+        if attention_mask is not None:
+            padding = (attention_mask[:, : columns - 1] == 0).sum(-1).to(device)
+        self.cache = DecodeCache(cache, padding, columns - 1)
+        self.token = torch.zeros(batch, 1, dtype=torch.long, device=device)
+        self.graph: torch.cuda.CUDAGraph | None = None
+        self.logits: Tensor | None = None
+        self.compiled = False
+
+    def __call__(self, token: Tensor) -> Tensor:
+        """Feed one token a row, `[batch]`; return the logits of the next, `[batch, vocabulary]` (overwritten later)."""
+        self.token.copy_(token[:, None])
+        if self.token.device.type != "cuda":
+            logits = self._run()
+        else:
+            if self.logits is None:
+                self._record()
+            if self.graph is None:
+                logits = self._run()
+            else:
+                self.graph.replay()
+                assert self.logits is not None
+                logits = self.logits
+        self.cache.count += 1
+        return logits
+
+    def close(self) -> None:
+        """Tell the cache what was decoded; the step must not be used afterwards."""
+        self.cache.finish()
+        if self.compiled:
+            uncompile_layers(self.model)
+
+    def _run(self) -> Tensor:
+        outputs = self.model(
+            input_ids=self.token,
+            position_ids=self.cache.positions(),
+            past_key_values=self.cache,
+            use_cache=True,
+            return_dict=True,
+        )
+        self.cache.column += 1
+        return outputs.logits[:, -1]
+
+    def _record(self) -> None:
+        state: Adaptation = vars(self.model.get_decoder())["_swaa"]
+        if not state.compiled:
+            compile_layers(self.model)
+            self.compiled = True
+        column = self.cache.column.clone()
+        side = torch.cuda.Stream()
+        side.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(side), _quiet():
+            for _ in range(2):
+                # The same token in the same place: harmless, and everything is compiled before the recording.
+                self.cache.column.copy_(column)
+                self._run()
+        torch.cuda.current_stream().wait_stream(side)
+        self.cache.column.copy_(column)
+        graph = torch.cuda.CUDAGraph()
+        try:
+            with torch.cuda.graph(graph):
+                self.logits = self._run()
+            self.graph = graph
+        except RuntimeError as error:
+            self.cache.column.copy_(column)
+            self.logits = self.token
+            reason = str(error).partition("\n")[0]
+            warnings.warn(f"this model's step cannot be recorded, decoding is slower: {reason}", stacklevel=2)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    # Remarks of the compiler (float32 precision, graph breaks) are no news to someone who generates.
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
+
+
+def bound(streamer: Any) -> Callable[..., Any]:
+    """Return `decode` as a callable for `generate(custom_generate=...)`, which may not hand the streamer on."""
+
+    def decoding(model: Any, input_ids: Tensor, **kwargs: Any) -> Any:
+        return decode(model, input_ids, **kwargs | {"streamer": streamer})
+
+    return decoding
