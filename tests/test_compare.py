@@ -289,8 +289,9 @@ def test_what_cannot_work_fails_before_anything_runs(short_book, tokenizer, reci
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"task": "nedle"}, r"unknown task 'nedle'\. Did you mean 'needle'\? Known: needle, "),
+        ({"task": "nedle"}, r"unknown task 'nedle'\. Did you mean 'needle'\? Known: .*, needle, "),
         ({"task": "perplexity"}, "task 'perplexity' retrieves nothing"),
+        ({"task": "ruler-vt"}, "task 'ruler-vt' has only free answers: measure it with `swaa eval`"),
         ({"scoring": "fre"}, "scoring='fre': use one of forced, free"),
         ({"length": 0}, "length=0: use 1 or more"),
         ({"samples": 0}, "samples=0: use 1 or more"),

@@ -13,6 +13,8 @@ from swaa.tasks import TASKS, Needle, Perplexity, Sample, correct_text
 from swaa.tasks.base import continuation_ids, encode, leading_ids, user_turn
 
 NEEDLES = [name for name in TASKS if TASKS[name].kind == "retrieval"]
+# Tasks that need no data set.
+MADE_HERE = [name for name in TASKS if not hasattr(TASKS[name], "path")]
 SENTENCE = re.compile(r"The special magic number for (\w+ \w+) is (\d+)\.")
 INTRODUCTION = (
     "Read the following text carefully. Some facts about magic numbers are hidden in it. Remember them, and then "
@@ -202,14 +204,14 @@ def test_perplexity_prompts_have_exactly_the_asked_length(request, short_books, 
     assert all(type(token) is int for token in samples[0].prompt_ids)
 
 
-@pytest.mark.parametrize("name", list(TASKS))
+@pytest.mark.parametrize("name", MADE_HERE)
 def test_a_sample_depends_on_seed_split_and_index_only(tokenizer, short_books, name):
     task = TASKS[name]
-    few = task.samples(tokenizer, length=400, count=2, seed=5)
-    assert task.samples(tokenizer, length=400, count=6, seed=5)[:2] == few
+    few = task.samples(tokenizer, length=2000, count=2, seed=5)
+    assert task.samples(tokenizer, length=2000, count=6, seed=5)[:2] == few
     prompts = {few[0].prompt_ids, few[1].prompt_ids}
-    prompts |= {sample.prompt_ids for sample in task.samples(tokenizer, length=400, count=2, seed=6)}
-    prompts |= {s.prompt_ids for s in task.samples(tokenizer, length=400, count=2, seed=5, split="calibration")}
+    prompts |= {sample.prompt_ids for sample in task.samples(tokenizer, length=2000, count=2, seed=6)}
+    prompts |= {s.prompt_ids for s in task.samples(tokenizer, length=2000, count=2, seed=5, split="calibration")}
     assert len(prompts) == 6
 
 
@@ -345,8 +347,8 @@ def test_leading_special_tokens_come_once(tokenizer, special_tokenizer, short_bo
     first = special_tokenizer.bos_token_id
     assert leading_ids(tokenizer) == []
     assert leading_ids(special_tokenizer) == [first]
-    for name in TASKS:
-        sample = TASKS[name].samples(special_tokenizer, length=400, count=1, seed=0)[0]
+    for name in MADE_HERE:
+        sample = TASKS[name].samples(special_tokenizer, length=2000, count=1, seed=0)[0]
         assert sample.prompt_ids[0] == first
         everything = sample.prompt_ids[1:] + sample.prefix_ids + sample.answer_ids
         assert not {first, special_tokenizer.eos_token_id} & set(everything)
@@ -514,8 +516,11 @@ def test_a_text_that_merges_with_the_one_before_is_encoded_alone(tokenizer):
 
 def test_the_registry_describes_each_task_in_a_line():
     lines = [TASKS[name].describe for name in TASKS]
-    assert list(TASKS) == ["needle", "needle-multikey", "needle-noise", "perplexity"]
-    assert len(set(lines)) == 4
+    assert MADE_HERE[:4] == ["needle", "needle-multikey", "needle-noise", "perplexity"]
+    assert all(name.startswith("ruler-") for name in MADE_HERE[4:])
+    assert set(TASKS) - set(MADE_HERE) == {"ruler-qa-1", "ruler-qa-2", "longmemeval", "longbench-v2"}
+    assert len(MADE_HERE) == 15
+    assert len(set(lines)) == len(lines)
     assert not any("\n" in line or len(line) > 80 for line in lines)
     with pytest.raises(ValueError, match=r"unknown task .nedle.\. Did you mean .needle."):
         TASKS["nedle"]

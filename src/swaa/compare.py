@@ -58,8 +58,10 @@ class Settings:
 
     def __post_init__(self) -> None:
         """Check every value."""
-        if TASKS[self.task].kind != "retrieval":
+        if (kind := TASKS[self.task].kind) == "perplexity":
             raise ValueError(f"task {self.task!r} retrieves nothing, and its numbers are in every comparison anyway")
+        if kind == "generation":
+            raise ValueError(f"task {self.task!r} has only free answers: measure it with `swaa eval`")
         if self.scoring not in SCORERS:
             raise ValueError(f"scoring={self.scoring!r}: use one of {', '.join(SCORERS)}")
         for name in ("length", "samples", "batch_size", "perplexity_samples", "prefill_samples"):

@@ -83,21 +83,47 @@ def generate_answers(
     The NLL is that of the forced gold answer (`score_answers`). Arguments as there.
     """
     forced = list(score_answers(model, tokenizer, samples, batch_size=batch_size))
-    generator: Any = model  # `generate` comes from a mixin that the annotation does not know
     for start in range(0, len(samples), batch_size):
         batch = samples[start : start + batch_size]
-        longest = max(len(s.prompt_ids) for s in batch)
-        padding = [[0] * (longest - len(s.prompt_ids)) for s in batch]
-        rows = [(*left, *s.prompt_ids) for left, s in zip(padding, batch, strict=True)]
-        ids = torch.tensor(rows, device=model.device)
-        mask = torch.tensor([left + [1] * (longest - len(left)) for left in padding], device=model.device)
-        budget = max(len(s.prefix_ids) + len(s.answer_ids) for s in batch) + 8
-        output = generator.generate(
-            ids, attention_mask=mask, max_new_tokens=budget, do_sample=False, pad_token_id=_padding(model, tokenizer)
-        )
-        for offset, sample in enumerate(batch):
-            text = str(tokenizer.decode(output[offset, longest:], skip_special_tokens=True))
-            yield Answer(start + offset, correct_text(sample, text), forced[start + offset].nll, text)
+        room = max(len(s.prefix_ids) + len(s.answer_ids) for s in batch) + 8
+        for offset, (text, _) in enumerate(generate_texts(model, tokenizer, batch, max_new_tokens=room)):
+            correct = correct_text(batch[offset], text)
+            yield Answer(start + offset, correct, forced[start + offset].nll, text)
+
+
+@torch.inference_mode()
+def generate_texts(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, samples: Sequence[Sample], *, max_new_tokens: int
+) -> list[tuple[str, bool]]:
+    """Let the model go on after the prompts, greedily, in one batch padded on the left.
+
+    Args:
+        model: the model, adapted or not.
+        tokenizer: its tokenizer.
+        samples: their prompts are the batch.
+        max_new_tokens: where each text is cut off.
+
+    Returns:
+        the text of each sample, and whether the model ended it itself.
+    """
+    generator: Any = model  # `generate` comes from a mixin that the annotation does not know
+    longest = max(len(s.prompt_ids) for s in samples)
+    padding = [[0] * (longest - len(s.prompt_ids)) for s in samples]
+    rows = [(*left, *s.prompt_ids) for left, s in zip(padding, samples, strict=True)]
+    ids = torch.tensor(rows, device=model.device)
+    mask = torch.tensor([left + [1] * (longest - len(left)) for left in padding], device=model.device)
+    output = generator.generate(
+        ids,
+        attention_mask=mask,
+        max_new_tokens=max_new_tokens,
+        do_sample=False,
+        pad_token_id=_padding(model, tokenizer),
+    )[:, longest:]
+    stops = getattr(model.generation_config, "eos_token_id", None)
+    stops = set(stops) if isinstance(stops, list) else {stops}
+    return [
+        (str(tokenizer.decode(row, skip_special_tokens=True)), not stops.isdisjoint(row.tolist())) for row in output
+    ]
 
 
 @torch.inference_mode()
@@ -188,7 +214,7 @@ def _states(layer: Any) -> list[Tensor | None]:
     return [*layer.conv_states.values(), *layer.recurrent_states.values()]
 
 
-def accuracy_interval(correct: int, count: int) -> tuple[float, float]:
+def accuracy_interval(correct: float, count: int) -> tuple[float, float]:
     """Return Wilson's 95 % confidence interval of an accuracy (Wilson 1927), 0..1."""
     z = 1.959964
     share, spread = correct / count, z * z / count

@@ -14,7 +14,8 @@ Haystack = Literal["prose", "noise"]
 
 _BOOKS: dict[Split, str] = {"test": "mansfield-park.txt.gz", "calibration": "emma.txt.gz"}
 
-_NOISE = "The grass is green. The sky is blue. The sun is yellow. Here we go. There and back again."
+# RULER's haystack without a book.
+NOISE = "The grass is green. The sky is blue. The sun is yellow. Here we go. There and back again."
 
 # A token of English prose holds 3 to 5 characters: slots of 5 do not overlap, a slice of 10 is always long enough.
 _SLOT_CHARS, _SLICE_CHARS = 5, 10
@@ -91,8 +92,8 @@ def haystack(kind: Haystack, split: Split, *, tokens: int, index: int, stream: s
     """
     chars = tokens * _SLICE_CHARS
     if kind == "noise":
-        start = random.Random(f"{stream}/noise/{index}").choice(sentence_ends(_NOISE))
-        return start, (f"{_NOISE} " * (chars // len(_NOISE) + 2))[start:].lstrip()
+        start = random.Random(f"{stream}/noise/{index}").choice(sentence_ends(NOISE))
+        return start, (f"{NOISE} " * (chars // len(NOISE) + 2))[start:].lstrip()
     book = prose(split)
     start = place(len(book), min(tokens * _SLOT_CHARS, len(book)), index, stream, around=True)
     end = _SENTENCE_END.search(book, start - 1) if start > 0 else None

@@ -1,17 +1,26 @@
 """Writing results: never over older ones, and with all that is needed to make them again."""
 
 import csv
+import hashlib
 import importlib.metadata
 import json
+import os
 import platform
 import shlex
+import subprocess
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import swaa
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+# Values of each weight that its fingerprint looks at.
+_LOOKED_AT = 1024
 
 
 def new_folder(base: str | Path, name: str) -> Path:
@@ -60,9 +69,90 @@ def write_json(path: Path, content: Any) -> None:
     path.write_text(json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8")
 
 
+def replace_json(path: Path, content: Any) -> None:
+    """Write JSON so that a reader, or a run that was killed, finds the old content or the new, never a part."""
+    beside = path.with_name(path.name + ".new")
+    write_json(beside, content)
+    os.replace(beside, path)
+
+
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    """Read a JSONL file, none if there is no such file; a last line that was torn by a kill is cut off the file.
+
+    Raises:
+        ValueError: another line than the last is broken: then something else than a kill has changed the file.
+    """
+    if not path.exists():
+        return []
+    content = path.read_bytes()
+    lines = content.split(b"\n")
+    found, whole = [], 0
+    for number, line in enumerate(lines[:-1], start=1):
+        try:
+            found.append(json.loads(line))
+        except ValueError as error:
+            if number < len(lines) - 1:
+                raise ValueError(f"{path}, line {number}, is no JSON: restore the file, or delete that line") from error
+            break
+        whole += len(line) + 1
+    if whole < len(content):
+        os.truncate(path, whole)
+    return found
+
+
+def append_lines(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
+    """Append rows to a JSONL file, and return when they are on the disk."""
+    with path.open("ab") as file:
+        file.write(b"".join(map(_line, rows)))
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def replace_lines(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
+    """Write a JSONL file anew; whoever reads finds the old rows or the new."""
+    beside = path.with_name(path.name + ".new")
+    beside.unlink(missing_ok=True)
+    append_lines(beside, rows)
+    os.replace(beside, path)
+
+
+def git_revision() -> str | None:
+    """Return the commit of the checkout that runs, `-dirty` added if tracked files differ; None outside of one."""
+    folder = Path(swaa.__file__).parent
+
+    def git(*words: str) -> str | None:
+        try:
+            done = subprocess.run(["git", *words], cwd=folder, capture_output=True, text=True, timeout=30)
+        except (OSError, subprocess.TimeoutExpired):
+            return None
+        return done.stdout.strip() if done.returncode == 0 else None
+
+    # An installed copy may lie inside somebody else's repository, which does not track it.
+    if git("ls-files", "--error-unmatch", "__init__.py") is None:
+        return None
+    return f"{git('rev-parse', 'HEAD')}{'-dirty' if git('status', '--porcelain', '-uno') else ''}"
+
+
+def model_revision(model: "PreTrainedModel") -> str:
+    """Return what tells a model's weights from others: the hub's commit, otherwise a hash over a part of each weight.
+
+    The hash is over name, shape and up to 1024 evenly spread values of every parameter, whatever the file.
+    """
+    if commit := getattr(model.config, "_commit_hash", None):
+        return str(commit)
+    digest = hashlib.sha256()
+    for name, parameter in model.named_parameters():
+        values = parameter.detach().reshape(-1)
+        values = values[:: max(len(values) // _LOOKED_AT, 1)].float().cpu()
+        digest.update(f"{name} {tuple(parameter.shape)} ".encode() + values.numpy().tobytes())
+    return f"weights-{digest.hexdigest()[:16]}"
+
+
 def command_line() -> str:
     """Return the command that runs, as one would type it."""
-    return shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])
+    name = Path(sys.argv[0]).name
+    # `python -m swaa.cli`, which launchers of several processes start, is the command by another name.
+    return shlex.join(["swaa" if name == "__main__.py" else name, *sys.argv[1:]])
 
 
 def _cpu_name() -> str:
@@ -72,3 +162,7 @@ def _cpu_name() -> str:
             if line.startswith("model name"):
                 return line.split(":", 1)[1].strip()
     return platform.processor() or platform.machine()
+
+
+def _line(row: Mapping[str, Any]) -> bytes:
+    return json.dumps(row, ensure_ascii=False, allow_nan=False).encode() + b"\n"

@@ -11,8 +11,10 @@ from swaa import __version__
 from swaa.cli.common import notes
 
 # Each module has a function of its own name; `recipes` has an app of its own.
-_COMMANDS = ("inspect", "compare", "generate")
+_COMMANDS = ("inspect", "compare", "eval", "generate", "report")
 _APPS = ("recipes",)
+# Their options are those of another program.
+_FOREIGN = {"lm_eval": {"ignore_unknown_options": True, "allow_interspersed_args": False}}
 
 
 class _Group(TyperGroup):
@@ -62,6 +64,9 @@ def _root(
 
 for _name in _COMMANDS:
     app.command(_name)(getattr(importlib.import_module(f"swaa.cli.{_name}"), _name))
+for _name, _settings in _FOREIGN.items():
+    _function = getattr(importlib.import_module(f"swaa.cli.{_name}"), _name)
+    app.command(_name, context_settings=_settings)(_function)
 for _name in _APPS:
     app.add_typer(importlib.import_module(f"swaa.cli.{_name}").app, name=_name)
 

@@ -1,6 +1,6 @@
 """What all plots share: header, colours, quiet axes, labels that do not overlap. The only importer of matplotlib."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 try:
@@ -22,16 +22,6 @@ TITLE, TEXT, SMALL = 12, 9, 8
 # A label further than this above or below its point, in points, gets a line that leads back.
 NEAR = 5
 INK, GREY, FAINT = "#222222", "#666666", "#D4D4D4"
-# Okabe and Ito without the yellow that white paper swallows, then Tol's muted hues that are not too close to them.
-PALETTE = (
-    *("#000000", "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#882255", "#999933", "#332288"),
-    *("#44AA99", "#AA4499", "#8C564B", "#888888", "#117733"),
-)
-
-
-def colours(names: Iterable[str]) -> dict[str, str]:
-    """Give every recipe its colour, by its place in the order; after fifteen they start again."""
-    return {name: PALETTE[index % len(PALETTE)] for index, name in enumerate(dict.fromkeys(names))}
 
 
 def colour_map(shades: Mapping[str, str]) -> dict[str, Any]:

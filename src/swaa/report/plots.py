@@ -24,11 +24,12 @@ from swaa.report.drawing import (
     WIDTH,
     Figure,
     colour_map,
-    colours,
     label_points,
     new_figure,
     quiet,
 )
+from swaa.report.palette import KINDS, colours, layer_kind
+from swaa.report.pareto import pareto_front
 
 __all__ = ["KINDS", "REASONS", "accuracy_against_time", "colours", "layer_map", "mask_grid", "reasons", "save"]
 
@@ -40,12 +41,6 @@ REASONS = {
     "dense row: FA decode, tail or full layer": "#173B68",
     "sink token": "#E69F00",
     "in the window": "#7FB9E2",
-}
-KINDS = {
-    "sliding": "#A9D0EC",
-    "sliding with FA decode": "#4A94CE",
-    "full": "#173B68",
-    "native window, left alone": "#D4D4D4",
 }
 
 
@@ -83,7 +78,7 @@ def accuracy_against_time(
     span = max(slowest - fastest, 0.1 * slowest)
     axes.set(xlim=(max(fastest - 0.45 * span, 0), slowest + 0.4 * span), ylim=(0, 1.05))
 
-    front = _pareto_front(points)
+    front = [points[name] for name in pareto_front(points)]
     corners = [front[0]]
     for x, y in [*front[1:], (axes.get_xlim()[1], front[-1][1])]:
         corners += [(x, corners[-1][1]), (x, y)]
@@ -166,7 +161,7 @@ def layer_map(recipes: Mapping[str, SWAAConfig], model_config: Any) -> Figure:
         AdaptError: the model has no layer to adapt.
         ConfigError: a recipe does not fit the model.
     """
-    plans = {name: [_kind(rule) for rule in plan_layers(model_config, config)] for name, config in recipes.items()}
+    plans = {name: [layer_kind(rule) for rule in plan_layers(model_config, config)] for name, config in recipes.items()}
     used = {kind for plan in plans.values() for kind in plan}
     legend = {kind: shade for kind, shade in KINDS.items() if kind in used}
     depth, kinds, colour = model_config.num_hidden_layers, list(KINDS), colours(recipes)
@@ -221,24 +216,7 @@ def _numbers(config: SWAAConfig) -> str:
     return ", ".join([f"window {config.window}", *(text for text, count in counts.items() if count)])
 
 
-def _kind(rule: LayerRule | None) -> str:
-    if rule is None:
-        return "native window, left alone"
-    if rule.window is None:
-        return "full"
-    return "sliding with FA decode" if rule.fa_decode else "sliding"
-
-
 def _bar(row: Mapping[str, Any]) -> tuple[float, float]:
     """Return the lengths of an error bar below and above its point; one that is not known has length 0."""
     accuracy, low, high = row["accuracy"], row.get("accuracy_low"), row.get("accuracy_high")
     return 0.0 if low is None else max(accuracy - low, 0.0), 0.0 if high is None else max(high - accuracy, 0.0)
-
-
-def _pareto_front(points: Mapping[str, tuple[float, float]]) -> list[tuple[float, float]]:
-    """Return the (time, accuracy) that no faster one reaches, fastest first."""
-    front: list[tuple[float, float]] = []
-    for time, accuracy in sorted(points.values(), key=lambda point: (point[0], -point[1])):
-        if not front or accuracy > front[-1][1]:
-            front.append((time, accuracy))
-    return front

@@ -1,14 +1,21 @@
-"""What every task shares: the sample, the task protocol, tokenising in pieces, and scoring of generated text."""
+"""What every task shares: the sample, the task protocol, tokenising in pieces, and reading generated text."""
 
 import re
 from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, get_args
 
 from swaa.prose import Split, check_split
+from swaa.registry import suggestion
 
-Kind = Literal["retrieval", "perplexity"]
+Kind = Literal["retrieval", "perplexity", "generation"]
+# Chain of thought, method 4 of the paper (arXiv 2512.10411).
+Reasoning = Literal["none", "prompt", "thinking"]
+REASON_THEN_ANSWER = (
+    "\n\nReason step by step first. Then end with one line that begins with `Answer:` and holds only the answer."
+)
 _MARK = "<<said>>"
+_ANSWER_LINE = re.compile(r"^[\s*_#>`-]*(?:the\s+)?(?:final\s+)?answer\b[\s*_`]*:[*_`]*", re.IGNORECASE | re.MULTILINE)
 
 
 @dataclass(frozen=True)
@@ -16,11 +23,15 @@ class Sample:
     """One sample. Token ids are plain ints without padding.
 
     Attributes:
-        prompt_ids: the prompt rows (they slide), exactly as many tokens as were asked for.
-        prefix_ids: forced start of the answer: not scored, counts as decode. Empty for perplexity.
-        answer_ids: gold answer tokens, scored by their NLL and by greedy exact match. Empty for perplexity.
-        answer: gold answer text, for free generation. Empty for perplexity.
-        meta: facts about the sample: `index`, `seed`, `split`, and what the task adds (see each task).
+        prompt_ids: the prompt rows (they slide). A generation sample's prompt holds everything up to where the model
+            takes over, the start of an answer too.
+        prefix_ids: forced start of the answer: not scored, counts as decode. Retrieval only.
+        answer_ids: gold answer tokens, scored by their NLL and by greedy exact match. Retrieval only.
+        answer: gold answer text, for free generation and for a judge. Empty for perplexity.
+        meta: facts about the sample, JSON values only: `index`, `seed`, `split`, and what the task adds.
+            A task that leaves the score to a judge adds `question`, `question_type` and `abstention` (bool: the right
+            answer is that the text does not tell).
+        references: gold strings of a generation sample; what the task's score makes of several is said there.
     """
 
     prompt_ids: tuple[int, ...]
@@ -28,6 +39,7 @@ class Sample:
     answer_ids: tuple[int, ...]
     answer: str
     meta: dict[str, Any] = field(default_factory=dict)
+    references: tuple[str, ...] = ()
 
 
 class Task(Protocol):
@@ -35,24 +47,53 @@ class Task(Protocol):
 
     @property
     def kind(self) -> Kind:
-        """What is scored: the answer (`"retrieval"`) or the prompt from `meta["score_from"]` on (`"perplexity"`)."""
+        """What is scored.
+
+        `"retrieval"`: the gold answer's tokens, or free text; `"perplexity"`: the prompt from `meta["score_from"]` on;
+        `"generation"`: free text only.
+        """
 
     @property
     def describe(self) -> str:
         """One line for `--help`."""
 
-    def samples(self, tokenizer: Any, *, length: int, count: int, seed: int, split: Split = "test") -> list[Sample]:
-        """Make samples. Sample `i` depends on the tokenizer, `length`, `seed`, `split` and `i`, never on `count`.
+    @property
+    def max_new_tokens(self) -> int:
+        """Room for a free answer, in tokens; reasoning gets its own on top. 0: nothing is generated."""
+
+    def samples(
+        self,
+        tokenizer: Any,
+        *,
+        length: int,
+        count: int,
+        seed: int,
+        split: Split = "test",
+        reasoning: Reasoning = "none",
+    ) -> list[Sample]:
+        """Make samples. Sample `i` depends on every argument and on `i`, but never on `count`.
 
         Args:
             tokenizer: a transformers tokenizer.
-            length: tokens of every prompt, special tokens included.
-            count: how many samples.
+            length: tokens of a prompt, special tokens included. What this counts exactly is the task's: needles and
+                perplexity fill it, RULER's tasks leave room for the answer in it, data sets have it as a bound.
+            count: how many samples; a data set may hold fewer.
             seed: any integer.
             split: `"test"` and `"calibration"` share no text, no keys and no random stream.
+            reasoning: how the prompt asks for a chain of thought, see `user_turn`.
 
         Raises:
             ValueError: an argument is out of range; the message names it and what works.
+        """
+
+    def score(self, sample: Sample, text: str) -> float | None:
+        """Score a free answer, reasoning already removed (`final_answer`).
+
+        Returns:
+            0 (wrong) to 1 (right); None: only a judge can tell.
+
+        Raises:
+            ValueError: nothing is generated in this task.
         """
 
 
@@ -79,19 +120,41 @@ def leading_ids(tokenizer: Any) -> list[int]:
     return full[: next(starts, 0)]
 
 
-def user_turn(tokenizer: Any) -> tuple[str, str]:
+def check_reasoning(reasoning: str) -> None:
+    """Raise `ValueError` unless `reasoning` names a way to ask for a chain of thought."""
+    known = get_args(Reasoning)
+    if reasoning not in known:
+        listed = ", ".join(repr(name) for name in known)
+        raise ValueError(f"reasoning={reasoning!r} is unknown.{suggestion(reasoning, known)} Use one of {listed}")
+
+
+def user_turn(tokenizer: Any, reasoning: Reasoning = "none") -> tuple[str, str]:
     """Return the text before and after what a user says, up to where the answer begins.
 
     It is a chat template's user turn without a system turn, so that the sinks hold the same words for every model; for
     a tokenizer without a template, plain text with an `Answer:` at the end.
+
+    Args:
+        tokenizer: a transformers tokenizer.
+        reasoning: `"none"`: thinking is off where the template has a switch; `"prompt"`: the same, and the user's words
+            end with `REASON_THEN_ANSWER`; `"thinking"`: the switch is on.
+
+    Raises:
+        ValueError: `"thinking"` without a chat template that opens a thought or has the switch `enable_thinking`.
     """
+    check_reasoning(reasoning)
+    asked = REASON_THEN_ANSWER if reasoning == "prompt" else ""
     first = tokenizer.decode(leading_ids(tokenizer))
-    if not getattr(tokenizer, "chat_template", None):
-        return first, "\nAnswer:"
+    template = getattr(tokenizer, "chat_template", None)
+    switches = {"enable_thinking": reasoning == "thinking"} if "enable_thinking" in str(template) else {}
+    if not template:
+        if reasoning == "thinking":
+            raise ValueError("reasoning='thinking' needs a chat template and there is none: use reasoning='prompt'")
+        return first, f"{asked}\n" if asked else "\nAnswer:"
 
     def render(*roles: str, **options: Any) -> str:
         turns = [{"role": role, "content": _MARK} for role in roles]
-        return tokenizer.apply_chat_template(turns, tokenize=False, **options)
+        return tokenizer.apply_chat_template(turns, tokenize=False, **switches, **options)
 
     whole = render("user", add_generation_prompt=True)
     # Some templates know no system turn, and then add none.
@@ -104,7 +167,12 @@ def user_turn(tokenizer: Any) -> tuple[str, str]:
             written = bos and whole.startswith(bos) and not rest.startswith(bos)
             whole = (bos if written else first) + rest
     before, after = whole.split(_MARK)
-    return before, after
+    if reasoning == "thinking" and not switches and "<think>" not in after:
+        raise ValueError(
+            "reasoning='thinking': the chat template has no switch `enable_thinking` and opens no thought by itself: "
+            "use reasoning='prompt', or a model that thinks"
+        )
+    return before, asked + after
 
 
 def continuation_ids(tokenizer: Any, before: str, text: str) -> list[int]:
@@ -114,6 +182,39 @@ def continuation_ids(tokenizer: Any, before: str, text: str) -> list[int]:
     """
     head, whole = encode(tokenizer, before), encode(tokenizer, before + text)
     return whole[len(head) :] if whole[: len(head)] == head else encode(tokenizer, text)
+
+
+def remove_thinking(text: str) -> str | None:
+    """Return what follows the last `</think>`, the whole text if it holds no thought, None if a thought is still open.
+
+    The opening mark may be missing: a chat template often writes it into the prompt.
+    """
+    _, closed, rest = text.rpartition("</think>")
+    return None if "<think>" in rest else rest.strip() if closed else text.strip()
+
+
+def final_answer(text: str, reasoning: Reasoning) -> tuple[str | None, bool]:
+    """Return the answer after the reasoning, and whether there is none because the reasoning never ended.
+
+    Args:
+        text: what the model wrote.
+        reasoning: how it was asked: after `"prompt"` the answer is what follows the last `Answer:` at the beginning of
+            a line, after `"thinking"` what follows `</think>`, after `"none"` everything (less a thought that a model
+            writes unasked).
+
+    Returns:
+        the answer and False, or None and True: no `</think>`, no `Answer:`, or nothing after it.
+    """
+    check_reasoning(reasoning)
+    answer = remove_thinking(text)
+    if answer is None or (reasoning == "thinking" and "</think>" not in text):
+        return None, True
+    if reasoning == "none":
+        return answer, False
+    if reasoning == "prompt":
+        marks = list(_ANSWER_LINE.finditer(answer))
+        answer = answer[marks[-1].end() :].strip(" \n*_`") if marks else ""
+    return answer or None, not answer
 
 
 def normalise(text: str) -> str:

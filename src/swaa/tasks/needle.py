@@ -6,7 +6,16 @@ from typing import Any, ClassVar, get_args
 
 from swaa.prose import Haystack, Split, haystack, sentence_ends
 from swaa.registry import suggestion
-from swaa.tasks.base import Kind, Sample, check_request, continuation_ids, encode, user_turn
+from swaa.tasks.base import (
+    Kind,
+    Reasoning,
+    Sample,
+    check_request,
+    continuation_ids,
+    correct_text,
+    encode,
+    user_turn,
+)
 
 # Adjectives and nouns of the keys; no word is in both splits.
 _WORDS: dict[Split, tuple[str, str]] = {
@@ -71,7 +80,21 @@ class Needle:
         where = "English prose" if self.haystack == "prose" else "repeated sentences"
         return f"recall {f'one of {self.keys} numbers' if self.keys > 1 else 'a number'} hidden in {where}"
 
-    def samples(self, tokenizer: Any, *, length: int, count: int, seed: int, split: Split = "test") -> list[Sample]:
+    @property
+    def max_new_tokens(self) -> int:
+        """Room for the sentence with the number, whatever the tokenizer."""
+        return 32 + self.digits
+
+    def samples(
+        self,
+        tokenizer: Any,
+        *,
+        length: int,
+        count: int,
+        seed: int,
+        split: Split = "test",
+        reasoning: Reasoning = "none",
+    ) -> list[Sample]:
         """Make samples: see `Task.samples`.
 
         Different samples use different parts of the prose as long as it suffices (about 170,000 tokens in all).
@@ -81,13 +104,17 @@ class Needle:
                 or is longer than the prose.
         """
         check_request(length, count, split)
-        drafts = [self._draft(tokenizer, seed, split, index) for index in range(count)]
+        drafts = [self._draft(tokenizer, seed, split, index, reasoning) for index in range(count)]
         shortest = max(draft.fixed for draft in drafts) + _MIN_HAYSTACK
         if length < shortest:
             raise ValueError(f"length={length} has no room for needle, question and haystack: use {shortest} or more")
         return [self._sample(tokenizer, draft, length) for draft in drafts]
 
-    def _draft(self, tokenizer: Any, seed: int, split: Split, index: int) -> "_Draft":
+    def score(self, sample: Sample, text: str) -> float:
+        """Return 1 if the number stands in the text as a whole number, else 0."""
+        return float(correct_text(sample, text))
+
+    def _draft(self, tokenizer: Any, seed: int, split: Split, index: int, reasoning: Reasoning) -> "_Draft":
         rng = random.Random(f"needle/{split}/{seed}/{index}")
         adjectives, nouns = (rng.sample(words.split(), self.keys) for words in _WORDS[split])
         numbers: list[str] = []
@@ -96,7 +123,7 @@ class Needle:
             numbers += [number] if number not in numbers else []
         stems = [f"The special magic number for {a} {n} is" for a, n in zip(adjectives, nouns, strict=True)]
         needles = [f"{stem} {number}." for stem, number in zip(stems, numbers, strict=True)]
-        before, after = user_turn(tokenizer)
+        before, after = user_turn(tokenizer, reasoning)
         question = f"\n\nWhat is the special magic number for {adjectives[0]} {nouns[0]}?{after}"
         prefix = stems[0] if after.endswith("\n") else f" {stems[0]}"
         lead, question_ids = encode(tokenizer, before + _INTRODUCTION), continuation_ids(tokenizer, "a", question)

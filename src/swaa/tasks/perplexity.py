@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from swaa.prose import Split, place, prose
-from swaa.tasks.base import Kind, Sample, check_request, encode, leading_ids
+from swaa.tasks.base import Kind, Reasoning, Sample, check_request, encode, leading_ids
 
 
 @dataclass(frozen=True)
@@ -18,9 +18,19 @@ class Perplexity:
 
     kind: ClassVar[Kind] = "perplexity"
     describe: ClassVar[str] = "perplexity of the second half of windows of English prose"
+    max_new_tokens: ClassVar[int] = 0
 
-    def samples(self, tokenizer: Any, *, length: int, count: int, seed: int, split: Split = "test") -> list[Sample]:
-        """Make samples: see `Task.samples`.
+    def samples(
+        self,
+        tokenizer: Any,
+        *,
+        length: int,
+        count: int,
+        seed: int,
+        split: Split = "test",
+        reasoning: Reasoning = "none",
+    ) -> list[Sample]:
+        """Make samples: see `Task.samples`. There is no turn, so `reasoning` changes nothing.
 
         Raises:
             ValueError: as in `Task.samples`; or `length` leaves nothing to score, or is longer than the prose.
@@ -42,3 +52,7 @@ class Perplexity:
             )
             for index, start in enumerate(starts)
         ]
+
+    def score(self, sample: Sample, text: str) -> float:
+        """Raise `ValueError`: a window of prose asks nothing."""
+        raise ValueError("perplexity is scored by likelihood only: there is no text to score")
