@@ -8,9 +8,10 @@ from transformers import DynamicCache
 
 import swaa
 from families import reference, tiny_model
-from swaa.attention import BACKENDS
+from swaa.attention import BACKENDS, flex
 from swaa.cache import SinkWindowLayer, StaticSinkWindowLayer
 from swaa.config import LayerRule
+from swaa.decoding import DecodeStep
 from swaa.geometry import build_geometry
 from test_attention import PASSES, RULES, real_rows, tensors
 
@@ -32,21 +33,108 @@ def exact_float32():
     torch.set_float32_matmul_precision(before)
 
 
+def check(name, kind, rule, *, head_dim, dtype, heads=8, kv_heads=2, grad=False, **options):
+    """Compare a backend on the device with the oracle on the CPU."""
+    geometry = build_geometry(**PASSES[kind])
+    real = real_rows(geometry)
+    inputs = tensors(geometry, heads=heads, kv_heads=kv_heads, dim=head_dim)
+    weight = torch.randn(geometry.batch, geometry.rows, heads, head_dim, generator=torch.Generator().manual_seed(1))
+    found = []
+    with torch.set_grad_enabled(grad):
+        for backend, device, kept in (("eager", "cpu", torch.float32), (name, "cuda", dtype)):
+            moved = [x.to(device, kept).detach().requires_grad_(grad) for x in inputs]
+            moved_options = {k: v.to(device) if isinstance(v, torch.Tensor) else v for k, v in options.items()}
+            output, _ = BACKENDS[backend](*moved, geometry=geometry, rule=rule, scaling=head_dim**-0.5, **moved_options)
+            assert output.isfinite().all()
+            if grad:
+                (output.float().cpu() * weight)[real].sum().backward()
+            found.append([output.detach().float().cpu()[real], *(x.grad.float().cpu() for x in moved if grad)])
+    # A gradient adds up products of rounded numbers.
+    tolerance = 1e-4 if dtype == torch.float32 else 2e-2 if grad else 1e-2
+    for expected, actual in zip(*found, strict=True):
+        assert (actual - expected).norm() / expected.norm() < tolerance, (name, kind, rule, dtype)
+
+
 @pytest.mark.parametrize("kind", PASSES, ids=lambda name: name.replace(" ", "_"))
 @pytest.mark.parametrize("head_dim", [64, 96, 128, 256])
 def test_backends_agree_with_the_oracle(kind, head_dim):
-    geometry = build_geometry(**PASSES[kind])
-    real = real_rows(geometry)
     for rule in RULES:
-        inputs = tensors(geometry, heads=8, kv_heads=2, dim=head_dim)
-        expected, _ = BACKENDS["eager"](*inputs, geometry=geometry, rule=rule, scaling=head_dim**-0.5)
-        for name in (name for name in BACKENDS if name != "eager"):
-            for dtype, tolerance in ((torch.float32, 1e-4), (torch.bfloat16, 1e-2)):
-                moved = [tensor.to("cuda", dtype) for tensor in inputs]
-                actual, _ = BACKENDS[name](*moved, geometry=geometry, rule=rule, scaling=head_dim**-0.5)
-                assert actual.isfinite().all()
-                error = (actual.float().cpu()[real] - expected[real]).norm() / expected[real].norm()
-                assert error < tolerance, (name, rule, dtype)
+        for name in ("sdpa", "triton"):
+            for dtype in (torch.float32, torch.bfloat16):
+                check(name, kind, rule, head_dim=head_dim, dtype=dtype)
+
+
+@pytest.mark.parametrize("kind", PASSES, ids=lambda name: name.replace(" ", "_"))
+def test_flex_agrees_with_the_oracle(kind):
+    for rule in RULES:
+        check("flex", kind, rule, head_dim=64, dtype=torch.bfloat16)
+
+
+@pytest.mark.parametrize("kind", ["prompt and answer", "left padding"])
+@pytest.mark.parametrize(("head_dim", "dtype"), [(128, torch.bfloat16), (96, torch.bfloat16), (64, torch.float32)])
+def test_flex_with_other_heads_and_dtypes(kind, head_dim, dtype):
+    for rule in RULES[1:6]:
+        check("flex", kind, rule, head_dim=head_dim, dtype=dtype)
+
+
+@pytest.mark.parametrize("kind", ["prompt and answer", "chunk", "left padding", "dense rows", "packed answers"])
+@pytest.mark.parametrize("head_dim", [64, 96, 128, 256])
+def test_gradients_agree_with_the_oracle(kind, head_dim):
+    for rule in RULES:
+        for dtype in (torch.float32, torch.bfloat16):
+            check("triton", kind, rule, head_dim=head_dim, dtype=dtype, grad=True)
+
+
+@pytest.mark.parametrize("kind", ["prompt and answer", "packed answers"])
+def test_gradients_of_flex_agree_with_the_oracle(kind):
+    for rule in RULES[3:6]:
+        check("flex", kind, rule, head_dim=128, dtype=torch.bfloat16, grad=True)
+
+
+@pytest.mark.parametrize("kv_heads", [1, 2, 4, 8])
+@pytest.mark.parametrize("options", [{}, {"softcap": 2.0}, {"s_aux": torch.linspace(-1, 3, 8)}], ids=str)
+def test_head_groups_softcap_and_learned_sinks(kv_heads, options):
+    rule = LayerRule(window=20, sinks=4, fa_decode=True)
+    for name in ("triton", "flex"):
+        check(name, "prompt and answer", rule, head_dim=64, dtype=torch.bfloat16, kv_heads=kv_heads, **options)
+    for kind in ("prompt and answer", "decode", "decode of drafts"):
+        for grad in (False, True):
+            check("triton", kind, rule, head_dim=64, dtype=torch.float32, kv_heads=kv_heads, grad=grad, **options)
+
+
+@pytest.mark.parametrize("name", ["triton", "flex"])
+def test_memory_is_linear_in_the_length(name):
+    rule, peaks = LayerRule(window=256, sinks=16), []
+    for rows in (16384, 65536):
+        query = torch.randn(1, 8, rows, 64, device="cuda", dtype=torch.bfloat16)
+        key, value = torch.randn(2, 1, 2, rows, 64, device="cuda", dtype=torch.bfloat16)
+        geometry = build_geometry(batch=1, past=0, rows=rows)
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        BACKENDS[name](query, key, value, geometry=geometry, rule=rule, scaling=0.125)
+        peaks.append(torch.cuda.max_memory_allocated() - before)
+    assert peaks[1] < 5 * peaks[0]
+
+
+def test_too_many_kinds_of_input_are_an_error(monkeypatch):
+    """Past dynamo's limit FlexAttention would silently compute densely."""
+    torch.compiler.reset()
+    monkeypatch.setattr(flex, "_VARIANTS", 1)
+    rule, dims = LayerRule(window=20, sinks=4), iter((16, 32, 64))
+
+    def attend():
+        for dim in dims:
+            check("flex", "prompt", rule, head_dim=dim, dtype=torch.bfloat16)
+
+    with pytest.raises(ValueError, match="quadratic memory"):
+        attend()
+
+
+def test_auto_names_its_choice():
+    model = swaa.adapt(tiny_model().cuda().bfloat16(), STREAM)
+    state = swaa.adaptation(model)
+    assert state.backend in ("triton", "flex")
+    assert "single tokens" in state.reason
 
 
 @pytest.mark.parametrize("mode", ["dynamic", "static", "beams", "lookup", "chunks", "static chunks"])
@@ -66,6 +154,34 @@ def test_generation_is_token_exact(mode, config):
     same = {key: value for key, value in kwargs.items() if key == "num_beams"}
     wanted = expected.generate(ids, max_new_tokens=12, do_sample=False, **same)
     assert torch.equal(adapted.generate(ids, max_new_tokens=12, do_sample=False, **kwargs), wanted)
+
+
+@pytest.mark.parametrize("config", [CONFIG, STREAM], ids=["fa_decode", "released"])
+def test_recorded_steps_are_token_exact(config, monkeypatch):
+    """Compiled and replayed, also under padding and for a prompt shorter than the sinks."""
+    replays = []
+    record = DecodeStep._record
+    monkeypatch.setattr(DecodeStep, "_record", lambda self: replays.append(record(self)))
+    adapted = swaa.adapt(tiny_model().cuda(), config)
+    for batch, columns, padding in ((1, 50, 0), (3, 30, 11), (1, 2, 0)):
+        ids = torch.randint(3, 101, (batch, columns), generator=torch.Generator().manual_seed(1)).cuda()
+        mask = torch.ones_like(ids)
+        mask[0, :padding] = 0
+        expected = reference(tiny_model(attn_implementation="eager"), config, prompt_end=columns).cuda()
+        options = {"attention_mask": mask, "max_new_tokens": 25, "do_sample": False}
+        wanted = expected.generate(ids, **options)
+        assert torch.equal(adapted.generate(ids, cache_implementation="static", **options), wanted)
+    assert len(replays) == 3
+    assert not swaa.adaptation(adapted).compiled
+
+
+@torch.no_grad()
+def test_compiled_layers_compute_the_same():
+    model = swaa.adapt(tiny_model().cuda(), CONFIG)
+    ids = IDS.cuda()
+    wanted = model(ids).logits
+    torch.testing.assert_close(swaa.compile_layers(model)(ids).logits, wanted, atol=1e-4, rtol=1e-4)
+    swaa.restore(model)
 
 
 @pytest.mark.parametrize("config", [CONFIG, STREAM], ids=["fa_decode", "released"])

@@ -28,6 +28,8 @@ from swaa.config import LayerRule
 from swaa.geometry import Geometry
 
 _BLOCK = 128
+# Rows of a batch up to which one compiled function serves all.
+_BATCH = 64
 # Variants that one process may compile: dtypes, head sizes, batch of one or more, gradients, padding.
 _VARIANTS = 64
 
@@ -209,9 +211,10 @@ def _plain_mask(geometry: Geometry, rule: LayerRule, device: torch.device) -> Ca
     """
     window = NO_WINDOW if rule.window is None else rule.window
     numbers = geometry.past, geometry.slots, geometry.released, *dense_columns(geometry, rule), window, rule.sinks
-    limits = torch.tensor(numbers, dtype=torch.int32)[:, None].repeat(1, geometry.batch).to(device).unbind(0)
+    # Nor do they take a captured tensor of unknown size: a fixed one serves all usual batches.
+    width = max(_BATCH, 1 << (geometry.batch - 1).bit_length())
+    limits = torch.tensor(numbers, dtype=torch.int32)[:, None].repeat(1, width).to(device).unbind(0)
     for tensor in limits:
-        # Nor do they take a captured tensor of unknown size.
         torch._dynamo.mark_static(tensor)
     past, slots, released, dense_start, dense_stop, windows, sinks = limits
 
