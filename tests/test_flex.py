@@ -1,0 +1,51 @@
+"""The masks and block lists that FlexAttention gets, evaluated here without compiling (tests/test_gpu.py compiles)."""
+
+import pytest
+import torch
+
+from swaa.attention import BACKENDS, flex
+from swaa.config import LayerRule
+from swaa.geometry import build_geometry
+from swaa.mask import oracle_mask
+from test_attention import PASSES, RULES, tensors
+
+
+@pytest.mark.parametrize("rule", RULES, ids=str)
+@pytest.mark.parametrize("kind", PASSES, ids=lambda name: name.replace(" ", "_"))
+def test_mask_and_block_lists_are_the_oracle(kind, rule):
+    geometry = build_geometry(**PASSES[kind])
+    block_mask = flex._build(geometry, rule, torch.device("cpu"))
+    expected = oracle_mask(geometry, rule).expand(geometry.batch, -1, -1)
+    batch, row, key = torch.meshgrid(*map(torch.arange, expected.shape), indexing="ij")
+    assert torch.equal(block_mask.mask_mod(batch, torch.zeros_like(batch), row, key), expected)
+    listed = torch.zeros_like(expected)
+    names = ("kv_num_blocks", "kv_indices"), ("full_kv_num_blocks", "full_kv_indices")
+    for count_name, index_name in names:
+        counts, indices = getattr(block_mask, count_name), getattr(block_mask, index_name)
+        for b, _, tile in counts.nonzero().tolist():
+            for block in indices[b, 0, tile, : counts[b, 0, tile]].tolist():
+                rows, keys = slice(tile * 128, (tile + 1) * 128), slice(block * 128, (block + 1) * 128)
+                batches = b if len(counts) > 1 else slice(None)
+                listed[batches, rows, keys] = True
+                if count_name.startswith("full") and geometry.segments is None:
+                    assert expected[batches, rows, keys].all()
+    assert not (expected & ~listed).any()
+    # The lists by key blocks hold the same pairs, turned round.
+    for kind_of_block in ("", "full_"):
+        forward, backward = (
+            {
+                (b, tile, block) if name == "kv" else (b, block, tile)
+                for b, _, tile in getattr(block_mask, f"{kind_of_block}{name}_num_blocks").nonzero().tolist()
+                for block in getattr(block_mask, f"{kind_of_block}{name}_indices")[
+                    b, 0, tile, : getattr(block_mask, f"{kind_of_block}{name}_num_blocks")[b, 0, tile]
+                ].tolist()
+            }
+            for name in ("kv", "q")
+        )
+        assert forward == backward
+
+
+def test_refuses_a_cpu():
+    geometry = build_geometry(batch=1, past=0, rows=300)
+    with pytest.raises(ValueError, match="needs a CUDA device, not cpu; use 'auto' or 'sdpa'"):
+        BACKENDS["flex"](*tensors(geometry), geometry=geometry, rule=LayerRule(window=5), scaling=0.25)
