@@ -112,9 +112,10 @@ def test_memory_is_linear_in_the_length(name):
     assert peaks[1] < 5 * peaks[0]
 
 
-def test_too_many_kinds_of_input_are_an_error(monkeypatch):
+def test_too_many_kinds_of_input_are_an_error(monkeypatch, request):
     """Past dynamo's limit FlexAttention would silently compute densely."""
     torch.compiler.reset()
+    request.addfinalizer(torch.compiler.reset)
     monkeypatch.setattr(flex, "_VARIANTS", 1)
     rule, dims = LayerRule(window=20, sinks=4), iter((16, 32, 64))
 

@@ -118,18 +118,25 @@ def _capped(score: Tensor, batch: Tensor, head: Tensor, q: Tensor, k: Tensor, *,
 
 
 def _call(query: Tensor, key: Tensor, value: Tensor, *, return_lse: bool, **options: Any) -> Any:
-    # Past its limit of compiled variants, dynamo would run the dense path: quadratic memory, without a word.
-    with torch._dynamo.config.patch(recompile_limit=_VARIANTS, fail_on_recompile_limit_hit=True):
-        try:
-            with warnings.catch_warnings():
-                # Inductor's own remarks on its kernels (float32 precision, say) are no news to a user of a backend.
-                warnings.simplefilter("ignore")
-                return _compiled()(query, key, value, return_lse, options)
-        except torch._dynamo.exc.FailOnRecompileLimitHit as error:
-            raise ValueError(
-                f"backend 'flex' has been compiled for {_VARIANTS} kinds of input in this process and would fall back "
-                "to quadratic memory: use backend='triton' or 'sdpa', or call torch.compiler.reset()"
-            ) from error
+    try:
+        # Past its limit of compiled variants, dynamo would run the dense path: quadratic memory, without a word.
+        with (
+            torch._dynamo.config.patch(recompile_limit=_VARIANTS, fail_on_recompile_limit_hit=True),
+            warnings.catch_warnings(),
+        ):
+            # Inductor's own remarks on its kernels (float32 precision, say) are no news to a user of a backend.
+            warnings.simplefilter("ignore")
+            return _compiled()(query, key, value, return_lse, options)
+    except (torch._dynamo.exc.FailOnRecompileLimitHit, _UncompiledError) as error:
+        raise ValueError(
+            f"backend 'flex' would run uncompiled, with quadratic memory (torch.compile is switched off, or this "
+            f"process has compiled {_VARIANTS} kinds of input): use backend='triton' or 'sdpa', or call "
+            "torch.compiler.reset()"
+        ) from error
+
+
+class _UncompiledError(Exception):
+    pass
 
 
 @lru_cache
@@ -139,6 +146,8 @@ def _compiled() -> Callable[..., Any]:
 
 
 def _flex(query: Tensor, key: Tensor, value: Tensor, return_lse: bool, options: Any) -> tuple[Tensor, Tensor | None]:
+    if not torch.compiler.is_compiling():
+        raise _UncompiledError
     if return_lse:
         output, extra = flex_attention(query, key, value, return_aux=AuxRequest(lse=True), **options)
         return output, extra.lse
