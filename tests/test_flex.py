@@ -49,3 +49,11 @@ def test_refuses_a_cpu():
     geometry = build_geometry(batch=1, past=0, rows=300)
     with pytest.raises(ValueError, match="needs a CUDA device, not cpu; use 'auto' or 'sdpa'"):
         BACKENDS["flex"](*tensors(geometry), geometry=geometry, rule=LayerRule(window=5), scaling=0.25)
+
+
+def test_never_runs_uncompiled(monkeypatch):
+    """With torch.compile switched off, FlexAttention would silently hold all scores."""
+    monkeypatch.setattr(flex, "_compiled", lambda: flex._flex)
+    query, key, value = tensors(build_geometry(batch=1, past=0, rows=20))
+    with pytest.raises(ValueError, match="quadratic memory"):
+        flex._call(query, key, value, return_lse=False, block_mask=None)
