@@ -23,7 +23,7 @@ from swaa.forward import Adaptation
 
 def why_not(model: Any, state: Adaptation, config: Any, kwargs: dict[str, Any]) -> str | None:
     """Return why a call of `generate` cannot use the recorded step, None if it can."""
-    if config.cache_implementation != "static":
+    if config.cache_implementation != "static" or config.use_cache is False:
         return "the cache is not static"
     if config.disable_compile or config.compile_config is not None:
         return "compilation is switched off, or set by the caller"
@@ -72,7 +72,7 @@ def decode(
             if not bool(unfinished.any()):
                 break
             if step is None:
-                step = DecodeStep(model, cache, kwargs.get("attention_mask"), input_ids.shape)
+                step = DecodeStep(model, cache, len(input_ids), kwargs.get("attention_mask"))
             logits = step(token)
     finally:
         if step is not None:
@@ -95,18 +95,17 @@ class DecodeStep:
     Args:
         model: an adapted causal language model.
         cache: its static cache, the prompt in it.
-        attention_mask: `[batch, >= prompt]` of the prompt, left-padded; None: no padding.
-        shape: batch, and columns up to and with the token that comes first.
+        batch: sequences.
+        attention_mask: `[batch, >= tokens in the cache]`, left-padded; None: no padding.
     """
 
-    def __init__(self, model: PreTrainedModel, cache: Cache, attention_mask: Tensor | None, shape: torch.Size):
+    def __init__(self, model: PreTrainedModel, cache: Cache, batch: int, attention_mask: Tensor | None = None):
         self.model = model
-        device = model.device
-        batch, columns = shape
+        device, start = model.device, int(cache.get_seq_length())
         padding = torch.zeros(batch, dtype=torch.long, device=device)
         if attention_mask is not None:
-            padding = (attention_mask[:, : columns - 1] == 0).sum(-1).to(device)
-        self.cache = DecodeCache(cache, padding, columns - 1)
+            padding = (attention_mask[:, :start] == 0).sum(-1).to(device)
+        self.cache = DecodeCache(cache, padding, start)
         self.token = torch.zeros(batch, 1, dtype=torch.long, device=device)
         self.graph: torch.cuda.CUDAGraph | None = None
         self.logits: Tensor | None = None
