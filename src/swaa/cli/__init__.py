@@ -10,9 +10,9 @@ from typer.core import TyperGroup
 from swaa import __version__
 from swaa.cli.common import notes
 
-# Each module has a function of its own name; `recipes` has an app of its own.
+# Each module has a function of its own name, or an app of its own.
 _COMMANDS = ("inspect", "compare", "generate")
-_APPS = ("recipes",)
+_APPS = ("bench", "recipes")
 
 
 class _Group(TyperGroup):
