@@ -55,7 +55,7 @@ def load_model(
             model is an encoder-decoder, brings its own code or is no language model, or this machine cannot use `dtype`
             or `device`.
     """
-    place, options = _options(dtype, device)
+    place, options = loading_options(dtype, device)
     options |= {"attn_implementation": attn_implementation} if attn_implementation else {}
     path = default_model_path() if str(name) == DEFAULT_MODEL else Path(name).expanduser()
     try:
@@ -216,7 +216,12 @@ def _load_gguf(path: Path, options: dict[str, Any]) -> Any:
     return model, tokenizer
 
 
-def _options(dtype: "str | torch.dtype", device: str) -> "tuple[torch.device, dict[str, Any]]":
+def loading_options(dtype: "str | torch.dtype", device: str) -> "tuple[torch.device, dict[str, Any]]":
+    """Return the device, and the arguments of `from_pretrained`; see `load_model`.
+
+    Raises:
+        ModelError: this machine cannot use `dtype` or `device`.
+    """
     import torch
 
     gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0

@@ -2,6 +2,7 @@
 
 import difflib
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from typing import Generic, TypeVar
 
 T = TypeVar("T")
@@ -41,3 +42,18 @@ class Registry(Generic[T]):
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._entries)
+
+    @contextmanager
+    def holding(self, name: str, entry: T) -> Iterator[None]:
+        """Hold one more entry for a while.
+
+        Raises:
+            ValueError: there is one of this name.
+        """
+        if name in self._entries:
+            raise ValueError(f"{self.kind} {name!r} is taken")
+        self._entries[name] = entry
+        try:
+            yield
+        finally:
+            del self._entries[name]

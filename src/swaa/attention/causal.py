@@ -17,6 +17,11 @@ _ORDER = [
 ]
 
 
+def kernel_order(dtype: torch.dtype) -> list[SDPBackend]:
+    """Return PyTorch's kernels for a dtype, the fastest first."""
+    return _ORDER if dtype in (torch.bfloat16, torch.float16) else _ORDER[2:]
+
+
 def is_plain_causal(geometry: Geometry, rule: LayerRule, softcap: float | None, s_aux: Tensor | None) -> bool:
     """Tell whether all rows of a pass see exactly their past, on a full layer without anything special."""
     whole = geometry.past == 0 and geometry.rows > 1 and geometry.positions is None and geometry.key_mask is None
@@ -25,8 +30,7 @@ def is_plain_causal(geometry: Geometry, rule: LayerRule, softcap: float | None, 
 
 def causal_attention(query: Tensor, key: Tensor, value: Tensor, *, scaling: float) -> Tensor:
     """Attend causally over the whole pass; arguments and output as in `swaa.attention.Backend`."""
-    order = _ORDER if query.dtype in (torch.bfloat16, torch.float16) else _ORDER[2:]
-    with sdpa_kernel(order, set_priority=True):
+    with sdpa_kernel(kernel_order(query.dtype), set_priority=True):
         output = scaled_dot_product_attention(
             query, key, value, is_causal=True, scale=scaling, enable_gqa=query.shape[1] != key.shape[1]
         )

@@ -10,9 +10,9 @@ from typer.core import TyperGroup
 from swaa import __version__
 from swaa.cli.common import notes
 
-# Each module has a function of its own name; `recipes` has an app of its own.
+# Each module has a function of its own name, or an app of its own.
 _COMMANDS = ("inspect", "compare", "eval", "generate", "report")
-_APPS = ("recipes",)
+_APPS = ("bench", "recipes")
 # Their options are those of another program.
 _FOREIGN = {"lm_eval": {"ignore_unknown_options": True, "allow_interspersed_args": False}}
 

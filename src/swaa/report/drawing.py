@@ -12,6 +12,7 @@ try:
     from matplotlib.patches import Patch
     from matplotlib.path import Path
     from matplotlib.patheffects import withStroke
+    from matplotlib.ticker import LogLocator
     from matplotlib.transforms import Bbox
 except ModuleNotFoundError as error:
     raise ModuleNotFoundError("plots need matplotlib: pip install 'swaa[demo]'", name=error.name) from error
@@ -67,6 +68,15 @@ def quiet(axes: Axes, spines: Sequence[str]) -> None:
     axes.tick_params(labelsize=SMALL, colors=GREY, length=3)
     for side, spine in axes.spines.items():
         spine.set(visible=side in spines, color=GREY, linewidth=0.6)
+
+
+def logarithmic(axes: Axes, ticks: Mapping[float, str]) -> None:
+    """Make both axes logarithmic: labels at the given places below, and at 1, 2 and 5 of each decade at the left."""
+    axes.set(xscale="log", yscale="log")
+    axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
+    axes.set_xticks(list(ticks), list(ticks.values()))
+    axes.minorticks_off()
 
 
 def label_points(

@@ -1,0 +1,298 @@
+"""`swaa bench`: how fast, and how close to what the device can do."""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from swaa.cli.benching import (
+    BackendOption,
+    BatchesOption,
+    ConfigOption,
+    DeviceOption,
+    DtypeOption,
+    JsonOption,
+    LengthsOption,
+    ModelOption,
+    OutputOption,
+    RecipesOption,
+    RepeatsOption,
+    SecondsOption,
+    SinksOption,
+    WarmupOption,
+    WindowOption,
+    check_lengths,
+    names,
+    run,
+    subject,
+)
+from swaa.cli.common import positive_tokens, token_count
+
+app = typer.Typer(no_args_is_help=True)
+_RESULTS = Path("results")
+
+
+@app.callback()
+def bench() -> None:
+    """Measure speed and memory, each beside its floor: what the device could do.
+
+    Floors are measured in the same process: the rate of a dense matrix product and of a copy. Every run writes a
+    table (CSV), everything with the environment (JSON) and plots. `docs/performance.md` explains the columns.
+
+    Examples:
+
+    - `swaa bench attention --config qwen3-4b --lengths 32k,128k`
+
+    - `swaa bench prefill --config smollm2-135m --lengths 1k,2k --window 256 --no-compile`
+
+    - `swaa bench decode -m Qwen/Qwen3-4B-Instruct-2507 --lengths 32k --batches 1,8`
+    """
+
+
+@app.command()
+def attention(
+    model: ModelOption = None,
+    config: ConfigOption = None,
+    lengths: LengthsOption = None,
+    batches: BatchesOption = "1",
+    window: WindowOption = 2048,
+    sinks: SinksOption = 128,
+    dense_tail: Annotated[
+        Any,
+        typer.Option(parser=token_count, metavar="TOKENS", help="Last rows that see everything: `--dense-tail 32`."),
+    ] = 0,
+    implementations: Annotated[
+        str | None,
+        typer.Option(
+            "--implementations",
+            "-i",
+            metavar="NAMES",
+            help="Comma list, as in `-i triton,flex`. Ours: `sdpa`, `triton`, `flex`, `flex-on-triton` (without "
+            "flash-attn-4). Peers: `flex-as-it-comes`, `flash-attn-4-window`, and with full attention "
+            "`flash-attn-4-full`, `sdpa-cudnn-full`, `sdpa-flash-full`. Default: all.",
+        ),
+    ] = None,
+    passes: Annotated[
+        str, typer.Option(metavar="NAMES", help="Comma list of `forward` and `forward+backward`.")
+    ] = "forward,forward+backward",
+    device: DeviceOption = "auto",
+    dtype: DtypeOption = "auto",
+    repeats: RepeatsOption = 3,
+    seconds: SecondsOption = 0.3,
+    warmup: WarmupOption = 1,
+    output_folder: OutputOption = _RESULTS,
+    as_json: JsonOption = False,
+) -> None:
+    """Time one layer's attention: our backends, and the peers that are installed.
+
+    Examples:
+
+    - `swaa bench attention --config qwen3-4b --lengths 4k,32k,128k`
+
+    - `swaa bench attention -c qwen3-4b -n 128k -i triton,flex,flash-attn-4-full --passes forward`
+    """
+    from swaa.bench import attention as measured
+    from swaa.bench.implementations import IMPLEMENTATIONS
+    from swaa.bench.timing import Effort
+    from swaa.config import LayerRule
+
+    effort = Effort(repeats, seconds, warmup)
+    found = subject(model, config, device, dtype)
+    settings = measured.Settings(
+        found.device,
+        found.dtype,
+        measured.heads_of(found.config),
+        LayerRule(window, sinks, dense_tail=dense_tail),
+        lengths or found.default_lengths(),
+        batches,
+        tuple(IMPLEMENTATIONS) if implementations is None else names(implementations),
+        names(passes),
+    )
+    run(
+        measured,
+        found,
+        settings,
+        lambda floors, announce: measured.rows(settings, floors, effort, announce),
+        base=output_folder,
+        as_json=as_json,
+        more={"effort": vars(effort)},
+    )
+
+
+@app.command()
+def prefill(
+    model: ModelOption = None,
+    config: ConfigOption = None,
+    recipes: RecipesOption = None,
+    lengths: LengthsOption = None,
+    batches: BatchesOption = "1",
+    window: WindowOption = None,
+    sinks: SinksOption = None,
+    backend: BackendOption = None,
+    compiled: Annotated[
+        bool | None,
+        typer.Option("--compile/--no-compile", help="With or without `swaa.compile_layers`. Default: both."),
+    ] = None,
+    baselines: Annotated[
+        str,
+        typer.Option(
+            metavar="NAMES",
+            help="Comma list: `no attention` (the adapted model with attention left out), `unadapted` (full attention "
+            "by transformers and SDPA's best kernel); `--baselines ''` for none.",
+        ),
+    ] = "no attention,unadapted",
+    device: DeviceOption = "auto",
+    dtype: DtypeOption = "auto",
+    repeats: RepeatsOption = 3,
+    seconds: SecondsOption = 0.3,
+    warmup: WarmupOption = 1,
+    output_folder: OutputOption = _RESULTS,
+    as_json: JsonOption = False,
+) -> None:
+    """Time the reading of a prompt by the whole model, each recipe beside the model without attention.
+
+    Examples:
+
+    - `swaa bench prefill --config qwen3-4b --lengths 32k,128k --sinks 128`
+
+    - `swaa bench prefill -c smollm2-135m -n 1k,2k --window 256 --recipes sinks,full --no-compile`
+    """
+    from swaa.bench import prefill as measured
+    from swaa.bench.baselines import BASELINES
+    from swaa.bench.timing import Effort
+
+    if unknown := [name for name in names(baselines) if name not in BASELINES]:
+        raise ValueError(f"unknown baseline {unknown[0]!r}; known: {', '.join(BASELINES)}")
+    effort = Effort(repeats, seconds, warmup)
+    found = subject(model, config, device, dtype)
+    settings = measured.Settings(
+        _recipes(found, recipes, window, sinks, backend),
+        lengths or found.default_lengths(),
+        batches,
+        (False, True) if compiled is None else (compiled,),
+        names(baselines),
+    )
+    check_lengths(found, settings.lengths)
+    run(
+        measured,
+        found,
+        settings,
+        lambda floors, announce: measured.rows(found.load(), settings, floors, effort, announce),
+        base=output_folder,
+        as_json=as_json,
+        more={"effort": vars(effort)},
+    )
+
+
+@app.command()
+def decode(
+    model: ModelOption = None,
+    config: ConfigOption = None,
+    recipes: RecipesOption = None,
+    lengths: LengthsOption = None,
+    batches: BatchesOption = "1",
+    window: WindowOption = None,
+    sinks: SinksOption = None,
+    backend: BackendOption = None,
+    new_tokens: Annotated[
+        Any, typer.Option(parser=positive_tokens, metavar="TOKENS", help="Generated tokens, whose steps are timed.")
+    ] = 64,
+    caches: Annotated[
+        str,
+        typer.Option(metavar="NAMES", help="Comma list: `static` (the recorded step), `dynamic` (plain generate)."),
+    ] = "static,dynamic",
+    prefill_chunk_size: Annotated[
+        Any,
+        typer.Option(parser=positive_tokens, metavar="TOKENS", help="Read the prompt in pieces, to need less memory."),
+    ] = None,
+    check: Annotated[
+        bool, typer.Option("--check", help="First compare the greedy tokens of both caches, in float32.")
+    ] = False,
+    device: DeviceOption = "auto",
+    dtype: DtypeOption = "auto",
+    output_folder: OutputOption = _RESULTS,
+    as_json: JsonOption = False,
+) -> None:
+    """Time single tokens through `generate`, beside the time that reading weights and KV takes.
+
+    Examples:
+
+    - `swaa bench decode --config qwen3-4b --lengths 32k,128k --batches 1,8 --sinks 128`
+
+    - `swaa bench decode -c smollm2-135m -n 1k --recipes sinks --caches dynamic`
+    """
+    from swaa.bench import decode as measured
+
+    found = subject(model, config, device, dtype)
+    settings = measured.Settings(
+        _recipes(found, recipes, window, sinks, backend),
+        lengths or found.default_lengths(),
+        batches,
+        new_tokens,
+        names(caches),
+        prefill_chunk_size,
+        check,
+    )
+    check_lengths(found, [length + new_tokens for length in settings.lengths])
+    run(
+        measured,
+        found,
+        settings,
+        lambda floors, announce: measured.rows(found.load(), settings, floors, announce),
+        base=output_folder,
+        as_json=as_json,
+    )
+
+
+@app.command()
+def memory(
+    model: ModelOption = None,
+    config: ConfigOption = None,
+    recipes: RecipesOption = None,
+    lengths: LengthsOption = None,
+    batches: BatchesOption = "1",
+    window: WindowOption = None,
+    sinks: SinksOption = None,
+    backend: BackendOption = None,
+    device: DeviceOption = "auto",
+    dtype: DtypeOption = "auto",
+    output_folder: OutputOption = _RESULTS,
+    as_json: JsonOption = False,
+) -> None:
+    """Measure the memory of a prefill and of what it leaves, and extrapolate the longest prompt that fits.
+
+    Examples:
+
+    - `swaa bench memory --config qwen3-4b --lengths 4k,32k,128k`
+
+    - `swaa bench memory -c smollm2-135m -n 512,2k --recipes sinks,full --window 256`
+    """
+    from swaa.bench import memory as measured
+
+    found = subject(model, config, device, dtype)
+    settings = measured.Settings(
+        _recipes(found, recipes, window, sinks, backend), lengths or found.default_lengths(), batches
+    )
+    check_lengths(found, settings.lengths)
+    run(
+        measured,
+        found,
+        settings,
+        lambda floors, announce: measured.rows(found.load(), settings, announce),
+        base=output_folder,
+        as_json=as_json,
+    )
+
+
+def _recipes(found: Any, recipes: str | None, window: int | None, sinks: int | None, backend: str | None) -> Any:
+    """Load the recipes, and check that each fits the model before its weights are there."""
+    from swaa.adapting import head_dim, plan_layers
+    from swaa.attention import select_backend
+    from swaa.bench.models import choose_recipes
+
+    chosen = choose_recipes(None if recipes is None else names(recipes), window=window, sinks=sinks, backend=backend)
+    text = found.config.get_text_config()
+    for recipe in chosen:
+        plan_layers(text, recipe.config)
+        select_backend(recipe.config.backend, found.device, found.dtype, head_dim(text))
+    return tuple(chosen)
