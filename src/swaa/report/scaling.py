@@ -3,7 +3,8 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from swaa.report.drawing import FAINT, INK, SMALL, TEXT, Figure, colours, logarithmic, new_figure, quiet
+from swaa.report.drawing import FAINT, INK, SMALL, TEXT, Figure, logarithmic, new_figure, quiet
+from swaa.report.palette import colours
 
 __all__ = ["against_length", "lines"]
 
