@@ -50,13 +50,12 @@ def choose(inputs: Inputs) -> tuple[str, str]:
         return "triton", "few rows: the keys are split over the device and each is read once"
     if dtype == torch.float32:
         return "sdpa", "float32 has no tensor cores without losing digits"
-    if inputs.rows >= _FLEX_ROWS and not inputs.grad and not inputs.special:
+    purpose = "prompts, forward and backward" if inputs.grad else "prompts"
+    if inputs.rows >= _FLEX_ROWS and not inputs.special:
         if (reason := flex.flash_unavailable(device, dtype, head_dim)) is None:
-            return "flex", "FlashAttention-4's kernels are the fastest for prompts"
-        return "triton", f"the fastest for prompts without flash-attn-4 ({reason})"
-    if inputs.grad:
-        return "triton", "the fastest forward and backward"
-    return "triton", "exact ranges of keys, no compilation by length"
+            return "flex", f"FlashAttention-4's kernels are the fastest for {purpose}"
+        return "triton", f"the fastest for {purpose} without flash-attn-4 ({reason})"
+    return "triton", "exact ranges of keys under padding and segments, no compilation by length"
 
 
 def auto_attention(
