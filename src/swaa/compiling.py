@@ -17,8 +17,8 @@ from swaa.forward import AdaptError, attention
 ModelT = TypeVar("ModelT", bound=nn.Module)
 
 
-def compile_layers(model: ModelT, *, backend: str = "inductor") -> ModelT:
-    """Compile the decoder layers of an adapted model; `restore` takes it off again.
+def compile_layers(model: ModelT, *, backend: str | Callable[..., Any] = "inductor", tune: bool = False) -> ModelT:
+    """Compile the decoder layers, the last norm and the LM head of an adapted model; `restore` takes it off again.
 
     Compilation happens in the first passes (about half a minute on a GPU, once for prompts and once for single tokens)
     and holds for all lengths; another batch size or dtype is compiled again.
@@ -26,6 +26,8 @@ def compile_layers(model: ModelT, *, backend: str = "inductor") -> ModelT:
     Args:
         model: an adapted model.
         backend: of `torch.compile`.
+        tune: let Inductor try out the shapes of its kernels, and compute products with a single row by kernels of its
+            own, which read the weights faster: for decoding.
 
     Returns:
         The same model.
@@ -39,10 +41,11 @@ def compile_layers(model: ModelT, *, backend: str = "inductor") -> ModelT:
     _, decoder = parts(model)
     # The description of a pass is plain Python that changes with every pass: nothing to trace.
     AttentionInterface.register(decoder.config._attn_implementation, torch.compiler.disable(attention))
-    for layer in decoder_layers(decoder):
-        layer.compile(dynamic=True, backend=backend)
-        assert layer._compiled_call_impl is not None
-        layer._compiled_call_impl = _Shared(layer._compiled_call_impl)
+    options: Any = {"coordinate_descent_tuning": True} if tune and backend == "inductor" else None
+    for module in _modules(model):
+        module.compile(dynamic=True, backend=backend, options=options)
+        assert module._compiled_call_impl is not None
+        module._compiled_call_impl = _Shared(module._compiled_call_impl)
     state.compiled = True
     return model
 
@@ -51,17 +54,19 @@ def uncompile_layers(model: nn.Module) -> None:
     """Let the layers run as they are again."""
     state = adaptation(model)
     if state is not None and state.compiled:
-        for layer in decoder_layers(parts(model)[1]):
-            layer._compiled_call_impl = None
+        for module in _modules(model):
+            module._compiled_call_impl = None
         state.compiled = False
 
 
-def decoder_layers(decoder: Any) -> nn.ModuleList:
-    """Return the list of a decoder's layers.
+def _modules(model: nn.Module) -> list[nn.Module]:
+    base, decoder = parts(model)
+    norms = [child for name, child in decoder.named_children() if "norm" in name]
+    head = base.get_output_embeddings()
+    return [*_decoder_layers(decoder), *norms, *([] if head is None else [head])]
 
-    Raises:
-        AdaptError: there is no such list.
-    """
+
+def _decoder_layers(decoder: Any) -> nn.ModuleList:
     count = decoder.config.num_hidden_layers
     for child in decoder.children():
         if isinstance(child, nn.ModuleList) and len(child) == count:

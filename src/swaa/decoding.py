@@ -4,6 +4,7 @@
 token to token lies in tensors on the device, so the recorded step serves all tokens.
 """
 
+import math
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -41,7 +42,11 @@ def why_not(model: Any, state: Adaptation, config: Any, kwargs: dict[str, Any]) 
 def decode(
     model: Any, input_ids: Tensor, logits_processor: Any, stopping_criteria: Any, generation_config: Any, **kwargs: Any
 ) -> Tensor | GenerateDecoderOnlyOutput:
-    """Generate as transformers' `_sample` does (greedy search and sampling), with the recorded step."""
+    """Generate as transformers' `_sample` does (greedy search and sampling), with the recorded step.
+
+    The step of a token is launched before anybody asks whether the token was the last one; if it was, the step is
+    forgotten. What it wrote lies where the next token's keys go.
+    """
     streamer = kwargs.pop("streamer", None)
     kwargs.pop("synced_gpus", None)
     outputs = model._prefill(input_ids, generation_config, kwargs)
@@ -66,14 +71,24 @@ def decode(
             if has_end:
                 token = token * unfinished + padding.to(token.device) * (1 - unfinished)
             input_ids = torch.cat([input_ids, token[:, None]], dim=-1)
-            if streamer is not None:
-                streamer.put(token.cpu())
             unfinished = unfinished & ~stopping_criteria(input_ids, processed)
-            if not bool(unfinished.any()):
+            news = _News(token, unfinished.any())
+            ahead = step is not None and step.room and input_ids.shape[1] < (stopping_criteria.max_length or math.inf)
+            if ahead:
+                assert step is not None
+                logits = step(token)
+            token, going_on = news.wait()
+            if streamer is not None:
+                streamer.put(token)
+            if not bool(going_on):
+                if ahead:
+                    assert step is not None
+                    step.forget()
                 break
             if step is None:
                 step = DecodeStep(model, cache, len(input_ids), kwargs.get("attention_mask"))
-            logits = step(token)
+            if not ahead:
+                logits = step(input_ids[:, -1])
     finally:
         if step is not None:
             step.close()
@@ -87,6 +102,25 @@ def decode(
         logits=tuple(raw) if generation_config.output_logits else None,
         past_key_values=cache,
     )
+
+
+class _News:
+    """Tensors on their way to the CPU, without holding up what is launched after them."""
+
+    def __init__(self, *tensors: Tensor):
+        self.event: torch.cuda.Event | None = None
+        self.tensors = list(tensors)
+        if tensors[0].device.type == "cuda":
+            pinned = [torch.empty(x.shape, dtype=x.dtype, pin_memory=True) for x in tensors]
+            self.tensors = [to.copy_(x, non_blocking=True) for to, x in zip(pinned, tensors, strict=True)]
+            self.event = torch.cuda.Event()
+            self.event.record()
+
+    def wait(self) -> list[Tensor]:
+        """Return the tensors on the CPU."""
+        if self.event is not None:
+            self.event.synchronize()
+        return [x.cpu() for x in self.tensors]
 
 
 class DecodeStep:
@@ -128,6 +162,15 @@ class DecodeStep:
         self.cache.count += 1
         return logits
 
+    @property
+    def room(self) -> bool:
+        """Whether the cache has room for another token."""
+        return self.cache.start + self.cache.count < self.cache.capacity
+
+    def forget(self) -> None:
+        """Take back the last step."""
+        self.cache.count -= 1
+
     def close(self) -> None:
         """Tell the cache what was decoded; the step must not be used afterwards."""
         self.cache.finish()
@@ -148,7 +191,7 @@ class DecodeStep:
     def _record(self) -> None:
         state: Adaptation = vars(self.model.get_decoder())["_swaa"]
         if not state.compiled:
-            compile_layers(self.model)
+            compile_layers(self.model, tune=True)
             self.compiled = True
         column = self.cache.column.clone()
         side = torch.cuda.Stream()

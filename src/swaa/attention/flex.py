@@ -28,6 +28,7 @@ from swaa.config import LayerRule
 from swaa.geometry import Geometry
 
 _BLOCK = 128
+_FEW_LINES = 64
 # Rows of a batch up to which one compiled function serves all.
 _BATCH = 64
 # Variants that one process may compile: dtypes, head sizes, batch of one or more, gradients, padding.
@@ -96,6 +97,8 @@ def flex_attention_backend(
     # Those kernels read no tensors of varying length, which the mask of padding needs.
     plain = geometry.positions is None and geometry.key_mask is None and softcap is None and s_aux is None
     flash = plain and query.shape[2] > 1 and flash_unavailable(query.device, query.dtype, head_dim) is None
+    # The kernel for few rows, which PyTorch picks below 128, takes too many when all heads of a KV head join them.
+    few = query.shape[2] * (query.shape[1] // key.shape[1]) <= _FEW_LINES
     output, lse = _call(
         query,
         key,
@@ -105,7 +108,7 @@ def flex_attention_backend(
         scale=scaling,
         enable_gqa=query.shape[1] != key.shape[1],
         return_lse=s_aux is not None,
-        kernel_options={"BACKEND": "FLASH"} if flash else None,
+        kernel_options={"BACKEND": "FLASH" if flash else "AUTO" if few else "TRITON"},
     )
     if s_aux is not None:
         # A learned sink takes its share of the softmax and adds nothing.

@@ -92,6 +92,11 @@ class DecodeCache(Cache):
         self.layers: list[Any]
         self._arange: dict[int, Tensor] = {}
 
+    @property
+    def capacity(self) -> int:
+        """Number of tokens that the static cache was made for."""
+        return min(layer.get_max_length() for layer in self.cache.layers)
+
     def begin(self, rules: Any) -> None:
         """Work out slots and masks for the column that comes, on the device; `rules` has one rule a layer."""
         if not self.layers:
