@@ -104,6 +104,12 @@ def plan_layers(model_config: Any, config: SWAAConfig) -> tuple[LayerRule | None
     return tuple(rule if kind == "full_attention" else None for rule, kind in zip(rules, kinds, strict=True))
 
 
+def layer_words(model_config: Any, config: SWAAConfig) -> list[str]:
+    """Return what each layer does under a configuration: "full", "sliding" or "native" (not ours)."""
+    rules = plan_layers(model_config, config)
+    return ["native" if rule is None else "full" if rule.window is None else "sliding" for rule in rules]
+
+
 def head_dim(model_config: Any) -> int:
     """Return the head dim of a (text) model's attention; 128, the usual one, where the configuration does not tell."""
     heads = attention_heads(model_config)

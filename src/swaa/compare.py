@@ -10,7 +10,7 @@ from typing import Any
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from swaa.adapting import adapt, plan_layers, restore
+from swaa.adapting import adapt, layer_words, plan_layers, restore
 from swaa.config import ConfigError, SWAAConfig
 from swaa.cost import kv_bytes
 from swaa.evaluate import accuracy_interval, generate_answers, measure_prefill, perplexity, score_answers
@@ -106,6 +106,7 @@ class Comparison:
             "model": self.model,
             "settings": asdict(self.settings),
             "recipes": {recipe.name: recipe.to_dict() for recipe in self.recipes},
+            "layers": {recipe.name: layer_words(self.model_config, recipe.config) for recipe in self.recipes},
             "environment": self.environment,
             "seconds": round(self.seconds, 1),
             "table": self.rows,

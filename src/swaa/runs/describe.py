@@ -9,7 +9,7 @@ from typing import Any
 
 from transformers import PreTrainedModel
 
-from swaa.adapting import plan_layers
+from swaa.adapting import layer_words
 from swaa.recipes import Recipe
 from swaa.results import command_line, environment, git_revision, model_revision
 from swaa.runs.folder import FORMAT
@@ -54,7 +54,7 @@ def describe_run(
         "settings": {**asdict(settings), "split": "test"},
         "data_hashes": {task: _data_hash(task, path) for task, path in settings.data.items()},
         "recipes": {recipe.name: recipe.to_dict() for recipe in recipes},
-        "layers": {recipe.name: _layer_words(config, recipe) for recipe in recipes},
+        "layers": {recipe.name: layer_words(config, recipe.config) for recipe in recipes},
         "model_config": {
             "model_type": config.model_type,
             "num_hidden_layers": config.num_hidden_layers,
@@ -70,11 +70,6 @@ def describe_run(
 
 def _dtype(model: PreTrainedModel) -> str:
     return str(model.dtype).removeprefix("torch.")
-
-
-def _layer_words(config: Any, recipe: Recipe) -> list[str]:
-    rules = plan_layers(config, recipe.config)
-    return ["native" if rule is None else "full" if rule.window is None else "sliding" for rule in rules]
 
 
 def _data_hash(task: str, path: str) -> str | None:
