@@ -10,7 +10,6 @@ from transformers.cache_utils import CacheLayerMixin
 from swaa.cache.static import StaticSinkWindowLayer
 from swaa.config import LayerRule
 from swaa.geometry import Geometry
-from swaa.mask import visible
 
 
 class SlotLayer(CacheLayerMixin):
@@ -90,7 +89,6 @@ class DecodeCache(Cache):
         self.described: dict[Any, tuple[Tensor, Geometry]] = {}
         super().__init__(layers=[])
         self.layers: list[Any]
-        self._arange: dict[int, Tensor] = {}
 
     @property
     def capacity(self) -> int:
@@ -119,22 +117,15 @@ class DecodeCache(Cache):
                 layer.released = max(layer.seen - layer.window, 0)
 
     def _describe(self, rule: LayerRule, ring: bool, slots: int) -> tuple[Tensor, Geometry]:
-        device = self.padding.device
-        if slots not in self._arange:
-            self._arange[slots] = torch.arange(slots, device=device)
-        slot, first = self._arange[slots], self.padding[:, None]
-        stop = None
-        if ring:
-            assert rule.window is not None
-            place = rule.sinks + self.column % rule.window
-            # Column of each slot of the ring; a sink that is still in the ring counts there.
-            column = self.column - (self.column - (slot - rule.sinks)) % rule.window
-            sink = first + slot <= self.column - rule.window
-            mask = torch.where(slot < rule.sinks, sink, column >= first)
-        else:
-            place, stop = self.column, (self.column + 1).int()
-            dense = rule.window is None or rule.fa_decode
-            mask = visible(self.column - first, slot - first, dense, window=rule.window, sinks=rule.sinks)
-            mask = mask & (slot >= first)
-        geometry = Geometry(len(self.padding), self.start, 1, 0, key_mask=mask, key_stop=stop)
-        return place, geometry
+        from swaa.attention.kernels.decode import describe_slots
+
+        device, batch = self.padding.device, len(self.padding)
+        mask = torch.empty(batch, slots, dtype=torch.bool, device=device)
+        slot = torch.empty(1, dtype=torch.long, device=device)
+        stop = torch.empty(1, dtype=torch.int32, device=device)
+        block = min(1024, 1 << (slots - 1).bit_length())
+        describe_slots[(-(-slots // block), batch)](
+            self.column, self.padding, mask, slot, stop, slots, rule.window or 0, rule.sinks,
+            RING=ring, DENSE=rule.window is None or rule.fa_decode, SLOTS=block,
+        )  # fmt: skip
+        return slot, Geometry(batch, self.start, 1, 0, key_mask=mask, key_stop=stop)

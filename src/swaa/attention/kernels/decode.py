@@ -122,3 +122,33 @@ def write_slot(
     if sink < sinks:
         tl.store(KEYS + sink * DIM + dim, key, mask=dim < DIM)
         tl.store(VALUES + sink * VDIM + value_dim, value, mask=value_dim < VDIM)
+
+
+@triton.jit
+def describe_slots(
+    COLUMN, PADDING, MASK, SLOT, STOP, slots, window, sinks, RING: tl.constexpr, DENSE: tl.constexpr,
+    SLOTS: tl.constexpr,
+):  # fmt: skip
+    """Tell which slots the token in column COLUMN sees, where it goes, and how many slots are in use by then.
+
+    Grid `(slot blocks, batch)`. MASK `[batch, slots]` bool; SLOT and STOP hold one number. A ring has `sinks` slots of
+    sinks and then `window` slots of last tokens; otherwise slot is column.
+    """
+    column, first = tl.load(COLUMN), tl.load(PADDING + tl.program_id(1))
+    slot = tl.program_id(0) * SLOTS + tl.arange(0, SLOTS)
+    if RING:
+        # Column of each slot of the ring; a sink that is still in the ring counts there. A remainder has the sign of
+        # what is divided, which must not be negative.
+        held = column - (column - slot + sinks + window) % window
+        seen = tl.where(slot < sinks, first + slot <= column - window, held >= first)
+        place = sinks + column % window
+        stop = slots
+    else:
+        near = (column - slot < window) | (slot - first < sinks)
+        seen = (slot >= first) & (slot <= column) & (near | DENSE)
+        place = column
+        stop = column + 1
+    tl.store(MASK + tl.program_id(1).to(tl.int64) * slots + slot, seen, mask=slot < slots)
+    if (tl.program_id(0) == 0) & (tl.program_id(1) == 0):
+        tl.store(SLOT, place)
+        tl.store(STOP, stop)
