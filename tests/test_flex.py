@@ -7,7 +7,7 @@ from swaa.attention import BACKENDS, flex
 from swaa.config import LayerRule
 from swaa.geometry import build_geometry
 from swaa.mask import oracle_mask
-from test_attention import PASSES, RULES, tensors
+from test_attention import PASSES, RULES, real_rows, tensors
 
 
 @pytest.mark.parametrize("rule", RULES, ids=str)
@@ -57,3 +57,20 @@ def test_never_runs_uncompiled(monkeypatch):
     query, key, value = tensors(build_geometry(batch=1, past=0, rows=20))
     with pytest.raises(ValueError, match="quadratic memory"):
         flex._call(query, key, value, return_lse=False, block_mask=None)
+
+
+def test_compiled_code_tells_rules_and_passes_apart(monkeypatch):
+    """What dynamo has compiled for one rule or kind of pass must not answer for another."""
+    torch.compiler.reset()
+    compiled = torch.compile(flex._flex, dynamic=True, backend="aot_eager")
+    monkeypatch.setattr(flex, "_compiled", lambda: compiled)
+    for kind in ("prompt", "chunk", "left padding", "prompt and answer"):
+        geometry = build_geometry(**PASSES[kind])
+        for rule in (RULES[3], RULES[4], RULES[1]):
+            inputs = tensors(geometry, heads=2)
+            expected, _ = BACKENDS["eager"](*inputs, geometry=geometry, rule=rule, scaling=0.25)
+            block_mask = flex._build(geometry, rule, torch.device("cpu"))
+            actual, _ = flex._call(*inputs, return_lse=False, block_mask=block_mask, scale=0.25)
+            real = real_rows(geometry)
+            torch.testing.assert_close(actual.transpose(1, 2)[real], expected[real], atol=1e-5, rtol=1e-5)
+    torch.compiler.reset()

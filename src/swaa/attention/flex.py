@@ -176,8 +176,8 @@ def _build(geometry: Geometry, rule: LayerRule, device: torch.device) -> BlockMa
         ranges = tile_ranges(geometry, rule, ranks, _BLOCK)
     if ranks is not None:
         mask_mod = _padded_mask(geometry.batch, ranks, rule, device)
-    elif _all_slide(geometry, rule):
-        mask_mod = _prompt_mask(rule)
+    elif rule.window is not None and _all_slide(geometry, rule):
+        mask_mod = _prompt_mask(rule.window, rule.sinks)
     else:
         mask_mod = _plain_mask(geometry, rule, device)
     lists = block_lists(ranges, _BLOCK, full_sinks=geometry.positions is None and geometry.key_mask is None)
@@ -224,16 +224,14 @@ def _all_slide(geometry: Geometry, rule: LayerRule) -> bool:
     return geometry.past == 0 and geometry.released == 0 and start >= min(stop, geometry.columns)
 
 
-def _prompt_mask(rule: LayerRule) -> Callable[..., Tensor]:
+@lru_cache
+def _prompt_mask(window: int, sinks: int) -> Callable[..., Tensor]:
     """Make the mask of a prompt whose rows all slide: the fastest, since nothing has to be read.
 
-    Defaults are compiled in as constants, which numbers of a closure are not.
+    The numbers are literals of code of its own. In a closure they become variables, which the FlashAttention-4 kernels
+    do not take, and as defaults they are compiled in but, in torch 2.11, not looked at again.
     """
-
-    def mask(b: Tensor, h: Tensor, q: Tensor, k: Tensor, window: Any = rule.window, sinks: int = rule.sinks) -> Tensor:
-        return (k <= q) & ((q - k < window) | (k < sinks))
-
-    return mask
+    return eval(f"lambda b, h, q, k: (k <= q) & ((q - k < {window:d}) | (k < {sinks:d}))")
 
 
 def _plain_mask(geometry: Geometry, rule: LayerRule, device: torch.device) -> Callable[..., Tensor]:
