@@ -23,7 +23,8 @@ from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, AttentionMa
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS, AttentionInterface
 
 from swaa.attention import Backend, backend
-from swaa.cache import SinkWindowLayer, StaticSinkWindowLayer, announce, install, stop_recording
+from swaa.attention.heads import attend_by_heads, divide
+from swaa.cache import HeadsLayer, SinkWindowLayer, StaticSinkWindowLayer, announce, install, stop_recording
 from swaa.cache.slots import DecodeCache, SlotLayer
 from swaa.config import ConfigError, LayerRule, SWAAConfig
 from swaa.geometry import Geometry, build_geometry
@@ -270,22 +271,22 @@ def attention(
         raise AdaptError(f"{type(module).__name__} passes {foreign} to its attention, which no backend here knows")
     geometry = swaa.geometry
     held = swaa.cache.layers[layer] if swaa.cache is not None else None
+    options: dict[str, Any] = {
+        "scaling": query.shape[-1] ** -0.5 if scaling is None else scaling,
+        "dropout": dropout,
+        "softcap": softcap,
+        "s_aux": s_aux,
+    }
+    if isinstance(held, HeadsLayer):
+        return attend_by_heads(swaa.attend, query, held.groups(key, geometry), **options)
     if isinstance(held, SinkWindowLayer | StaticSinkWindowLayer | SlotLayer):
         geometry = held.view(geometry)
     else:
         # A static layer hands out its unused slots too.
         key, value = key[:, :, : geometry.columns], value[:, :, : geometry.columns]
-    return swaa.attend(
-        query,
-        key,
-        value,
-        geometry=geometry,
-        rule=rule,
-        scaling=query.shape[-1] ** -0.5 if scaling is None else scaling,
-        dropout=dropout,
-        softcap=softcap,
-        s_aux=s_aux,
-    )
+    if rule.full_heads:
+        return attend_by_heads(swaa.attend, query, divide(key, value, geometry, rule), **options)
+    return swaa.attend(query, key, value, geometry=geometry, rule=rule, **options)
 
 
 def _native_attention(module: nn.Module, native: str) -> Callable[..., tuple[Tensor, Tensor | None]]:
