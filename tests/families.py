@@ -5,7 +5,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from swaa.adapting import plan_layers
 from swaa.geometry import build_geometry
-from swaa.mask import oracle_mask
+from swaa.mask import oracle_head_masks
 
 TINY = {
     "vocab_size": 101,
@@ -60,7 +60,7 @@ def tiny_model(family="llama", seed=0, attn_implementation=None, **changes):
 
 
 def reference(model, config, prompt_end=None):
-    """Make an unadapted model compute the adaptation by explicit 4-D masks, one a layer, from the oracle.
+    """Make an unadapted model compute the adaptation by explicit 4-D masks, one a layer and head, from the oracle.
 
     The masks are put in front of each attention module, so nothing of the adapted path runs.
 
@@ -83,10 +83,11 @@ def reference(model, config, prompt_end=None):
 
     def before_attention(rule):
         def hook(module, args, kwargs):
-            mask = oracle_mask(seen["geometry"], rule)
+            heads, kv_heads = decoder.config.num_attention_heads, decoder.config.num_key_value_heads
+            mask = oracle_head_masks(seen["geometry"], rule, kv_heads).repeat_interleave(heads // kv_heads, dim=1)
             mask = mask | ~mask.any(-1, keepdim=True)
             bias = torch.zeros(mask.shape).masked_fill_(~mask, torch.finfo(torch.float32).min)
-            kwargs["attention_mask"] = bias[:, None].to(module.o_proj.weight.device)
+            kwargs["attention_mask"] = bias.to(module.o_proj.weight.device)
             return args, kwargs
 
         return hook

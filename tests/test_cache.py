@@ -9,7 +9,7 @@ from transformers import DynamicCache, QuantizedCache, StaticCache
 import swaa
 from families import FAMILIES, tiny_model
 from swaa.adapting import plan_layers
-from swaa.cache import ReleasedError, SinkWindowLayer, StaticSinkWindowLayer
+from swaa.cache import HeadsLayer, ReleasedError, SinkWindowLayer, StaticSinkWindowLayer
 from swaa.cost import kept_tokens, kv_bytes
 from swaa.evaluate import cache_bytes
 
@@ -19,7 +19,11 @@ TAIL = swaa.SWAAConfig(window=7, sinks=3, dense_tail=5)
 MIXED = swaa.SWAAConfig(window=7, sinks=3, full_layers=[0], fa_decode=[2])
 SMALL = swaa.SWAAConfig(window=1, sinks=2)
 FA_TAIL = swaa.SWAAConfig(window=7, fa_decode=True, dense_tail=5)
+HEADS = swaa.SWAAConfig(window=7, sinks=3, full_heads={1: [0], 3: [1]})
+HEADS_TAIL = HEADS.replace(full_layers=[0], dense_tail=5)
 CONFIGS = {"naive": NAIVE, "sinks": SINKS, "tail": TAIL, "mixed": MIXED, "window of one": SMALL}
+CONFIGS |= {"heads": HEADS, "heads and tail": HEADS_TAIL}
+FORGETTING = SinkWindowLayer | StaticSinkWindowLayer | HeadsLayer
 IDS = torch.randint(3, 101, (2, 60), generator=torch.Generator().manual_seed(0))
 LAYER_BYTES = 2 * 2 * 8 * 4  # keys and values, 2 KV heads, head dim 8, float32
 
@@ -83,8 +87,8 @@ def test_logits_equal_those_of_the_model_that_keeps_everything(config, groups, p
     actual = run(model, IDS, released, groups, mask, **extra)
     expected = run(keeper, IDS, kept, groups, mask, **extra)
     torch.testing.assert_close(actual, expected, atol=1e-5, rtol=1e-5)
-    forgetting = [isinstance(layer, SinkWindowLayer | StaticSinkWindowLayer) for layer in released.layers]
-    assert not any(isinstance(layer, SinkWindowLayer | StaticSinkWindowLayer) for layer in kept.layers)
+    forgetting = [isinstance(layer, FORGETTING) for layer in released.layers]
+    assert not any(isinstance(layer, FORGETTING) for layer in kept.layers)
     # A ring cannot hold the prompt that a dense tail sees, so a static layer keeps all when the prompt comes in pieces.
     keeps_all = kind == "static" and config.dense_tail > 0 and groups != [60]
     assert any(forgetting) != keeps_all
@@ -108,8 +112,9 @@ def test_what_is_held_is_what_the_cost_model_says(config, length):
     cache = model(IDS[:1, :length], use_cache=True).past_key_values
     rules = plan_layers(model.config, config)
     assert cache_bytes(cache) == kv_bytes(model.config, rules, length, dtype_bytes=4, release_kv=True)
-    held = [kept_tokens(rule, length, release_kv=True) for rule in rules]
-    assert [layer.keys.shape[2] for layer in cache.layers] == held
+    held = [kept_tokens(rule, length, release_kv=True, kv_heads=2) for rule in rules]
+    parts = [layer.layers if isinstance(layer, HeadsLayer) else [layer] for layer in cache.layers]
+    assert [sum(part.keys.shape[1] * part.keys.shape[2] for part in layer) for layer in parts] == held
     assert cache.get_seq_length() == length
 
 

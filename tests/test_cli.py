@@ -329,6 +329,52 @@ def test_inspect_table(folder):
     assert table(*flags, "--all") == [["0", *sliding], ["1", *sliding], ["2", *full], ["3", *sliding]]
 
 
+def test_inspect_full_heads(tmp_path):
+    AutoConfig.for_model("llama", **(TINY | {"num_attention_heads": 8, "num_key_value_heads": 4})).save_pretrained(
+        tmp_path
+    )
+    flags = (
+        "-m",
+        tmp_path,
+        "--window",
+        8,
+        "--full-layers",
+        "2",
+        "--full-heads",
+        "0:1,3,3:0",
+        "--fa-decode-layers",
+        "3",
+    )
+    report = inspect(*flags)
+    assert report["recipe"]["summary"] == "window 8, layers 2 full, KV heads 0:1,3,3:0 full, FA decode on layers 3"
+    assert [row["full_heads"] for row in report["layers"]] == [[1, 3], [], [], [0]]
+    assert [row["kv"] for row in report["layers"]] == ["released but for full heads", "released", "kept", "kept"]
+    # Keys and values, head dim 8, 16 bits: two heads of layer 0 and all of layer 1 hold 7 tokens.
+    assert report["kv_bytes"]["recipe"] == 2 * 8 * 2 * (6 * 7 + 10 * 512)
+    assert report["kv_bytes_held"] == report["kv_bytes"]
+    assert "2 of 4 layers forget what no later row can see (1 of them in their sliding heads only)" in report["verdict"]
+    assert table(*flags) == [
+        ["0", "sliding, KV heads 1, 3 full", "8", "-", "-", "-", "released but for full heads"],
+        ["1", "sliding", "8", "-", "-", "-", "released"],
+        ["2", "full", "-", "-", "-", "-", "kept"],
+        ["3", "sliding, KV heads 0 full", "8", "-", "yes", "-", "kept"],
+    ]
+    assert "KV heads 0 to 3, not [4]" in fail("inspect", "-m", tmp_path, "--window", 8, "--full-heads", "1:4")
+
+
+def test_full_heads_of_a_recipe(folder, tmp_path):
+    file = tmp_path / "mine.yaml"
+    file.write_text("config: {window: 16, full_heads: {3: [1], 0: [0]}}")
+    assert inspect("-m", folder, "-r", file)["recipe"]["summary"] == "window 16, KV heads 0:0,3:1 full"
+    assert inspect("-m", folder, "-r", file, "--full-heads", "none")["recipe"]["summary"] == "window 16"
+    assert load_recipe(file).config == SWAAConfig.from_dict(json.loads(json.dumps(load_recipe(file).config.to_dict())))
+
+
+@pytest.mark.parametrize("text", ["1", "1:", "x:1", "1:0,y", "1:0,:2", "0,1:1", ""])
+def test_unreadable_full_heads(folder, text):
+    assert "write heads 0 and 2 of layer 3" in fail("inspect", "-m", folder, "--window", 8, "--full-heads", text)
+
+
 @pytest.mark.parametrize(
     ("flags", "text"),
     [

@@ -7,6 +7,7 @@ import pytest
 from swaa.config import ConfigError, LayerRule, SWAAConfig, load_settings
 
 FULL = SWAAConfig(window=2048, sinks=128, full_layers=[5, 7, 17], fa_decode=[0, 1], dense_tail=32, backend="sdpa")
+HEADS = SWAAConfig(window=4, sinks=1, full_layers=[5], full_heads={3: [0, 2], 12: [1]})
 
 
 @pytest.mark.parametrize(
@@ -35,6 +36,33 @@ def test_rules_of_the_layers():
     assert SWAAConfig(window=4, fa_decode=True).resolve(2) == (LayerRule(4, fa_decode=True),) * 2
 
 
+def test_full_heads():
+    config = SWAAConfig(window=4, sinks=2, full_layers=[1], full_heads={3: [2, 0], 2: (1,), 0: []}, fa_decode=[2])
+    assert dict(config.full_heads) == {2: (1,), 3: (0, 2)}
+    rules = config.resolve(4)
+    assert rules == (
+        LayerRule(4, 2),
+        LayerRule(),
+        LayerRule(4, 2, fa_decode=True, full_heads=(1,)),
+        LayerRule(4, 2, full_heads=(0, 2)),
+    )
+    assert rules[3].parts(4) == (((1, 3), LayerRule(4, 2)), ((0, 2), LayerRule()))
+    assert rules[0].parts(3) == (((0, 1, 2), rules[0]),)
+    with pytest.raises(ConfigError, match=r"KV heads 0 to 1, not \[2\]"):
+        rules[3].parts(2)
+    with pytest.raises(ConfigError, match="all 1 KV heads"):
+        LayerRule(4, full_heads=(0,)).parts(1)
+
+
+def test_full_heads_in_any_form_are_the_same():
+    config = SWAAConfig(window=4, full_heads={10: [1], 9: [0, 2]})
+    assert config.to_dict()["full_heads"] == {"9": [0, 2], "10": [1]}
+    for form in ({"9": [2, 0], "10": [1]}, {9: (0, 2), 10: range(1, 2)}, ((10, (1,)), (9, (0, 2)))):
+        assert SWAAConfig(window=4, full_heads=form) == config
+    assert SWAAConfig(window=4, full_heads={}) == SWAAConfig(window=4)
+    assert hash(config.replace(full_heads={})) == hash(SWAAConfig(window=4))
+
+
 @pytest.mark.parametrize(
     ("values", "words"),
     [
@@ -51,6 +79,15 @@ def test_rules_of_the_layers():
         ({"window": 4, "full_layers": [-1]}, ["-1", "count from 0"]),
         ({"window": 4, "full_layers": ["odd"]}, ["'odd' is no layer number"]),
         ({"window": 4, "full_layers": 3}, ["full_layers=3", "list"]),
+        ({"window": 4, "full_heads": [3]}, ["full_heads=[3]", "mapping", "{3: [0, 2]}"]),
+        ({"window": 4, "full_heads": {3: 1}}, ["full_heads={3: 1}", "mapping"]),
+        ({"window": 4, "full_heads": {3: "1"}}, ["full_heads={3: '1'}", "mapping"]),
+        ({"window": 4, "full_heads": {"x": [1]}}, ["'x' is no layer number"]),
+        ({"window": 4, "full_heads": {3: [0, "a"]}}, ["full_heads, layer 3", "'a' is no head number"]),
+        ({"window": 4, "full_heads": {3: [-1]}}, ["-1 is no head number", "count from 0"]),
+        ({"window": 4, "full_heads": {3: [1, 1]}}, ["layer 3", "names a head twice"]),
+        ({"window": 4, "full_heads": {3: [1], "3": [2]}}, ["full_heads", "names a layer twice"]),
+        ({"full_heads": {3: [1]}}, ["full_heads={'3': [1]}", "window"]),
         ({"window": 4, "fa_decode": "yes"}, ["fa_decode='yes'"]),
         ({"window": 4, "fa_decode": 1}, ["fa_decode=1"]),
         ({"window": 4, "backend": None}, ["backend=None"]),
@@ -76,6 +113,8 @@ def test_wrong_values_name_field_value_and_fix(values, words):
         (SWAAConfig(window=4, fa_decode=[9]), ["fa_decode", "[9]"]),
         (SWAAConfig(window=4, full_layers="1/8@5"), ["1/8@5", "layer 5"]),
         (SWAAConfig(window=4, full_layers=[1], fa_decode=[1, 2]), ["[1]", "full_layers"]),
+        (SWAAConfig(window=4, full_heads={1: [0], 7: [1]}), ["full_heads", "0 to 2", "[7]"]),
+        (SWAAConfig(window=4, full_layers="odd", full_heads={0: [0], 1: [0]}), ["full_heads=", "[1]", "full_layers"]),
     ],
 )
 def test_layers_that_the_model_lacks(config, words):
@@ -86,7 +125,9 @@ def test_layers_that_the_model_lacks(config, words):
 
 
 @pytest.mark.parametrize("suffix", [".json", ".yaml", ".yml"])
-@pytest.mark.parametrize("config", [SWAAConfig(), FULL, SWAAConfig(window=4, full_layers="1/4@3", fa_decode=True)])
+@pytest.mark.parametrize(
+    "config", [SWAAConfig(), FULL, SWAAConfig(window=4, full_layers="1/4@3", fa_decode=True), HEADS]
+)
 def test_round_trip(tmp_path, suffix, config):
     path = tmp_path / f"config{suffix}"
     config.save(path)

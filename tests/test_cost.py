@@ -1,5 +1,6 @@
 """The cost model: pairs against the oracle, KV bytes against real caches, arithmetic against published numbers."""
 
+from dataclasses import replace
 from itertools import product
 
 import pytest
@@ -8,10 +9,10 @@ from transformers import AutoConfig, DynamicCache
 
 from families import FAMILIES, TINY, tiny_model
 from swaa.adapting import plan_layers
-from swaa.config import LayerRule, SWAAConfig
+from swaa.config import ConfigError, LayerRule, SWAAConfig
 from swaa.cost import active_parameters, kept_tokens, kv_bytes, prefill_flops, visible_pairs
 from swaa.geometry import Geometry
-from swaa.mask import oracle_mask
+from swaa.mask import oracle_head_masks, oracle_mask
 
 RULES = [LayerRule()] + [
     LayerRule(window, sinks, fa_decode, tail)
@@ -30,6 +31,28 @@ def test_visible_pairs(prompt, new):
     for rule in RULES:
         geometry = Geometry(batch=1, past=0, rows=prompt + new, prompt_end=prompt)
         assert visible_pairs(rule, prompt, new) == int(oracle_mask(geometry, rule).sum()), rule
+
+
+@pytest.mark.parametrize("heads", [(0,), (1, 2), (0, 2)])
+def test_full_heads(heads):
+    for rule in (replace(rule, full_heads=heads) for rule in RULES if rule.window is not None):
+        geometry = Geometry(batch=1, past=0, rows=31, prompt_end=23)
+        pairs = int(oracle_head_masks(geometry, rule, 3).sum())
+        assert visible_pairs(rule, 23, 8, kv_heads=3) == pairs, rule
+        geometry = Geometry(batch=1, past=23, rows=60, prompt_end=23)
+        needed = int(oracle_head_masks(geometry, rule, 3)[0, :, :, :23].any(1).sum())
+        assert kept_tokens(rule, 23, release_kv=True, kv_heads=3) == needed, rule
+        assert kept_tokens(rule, 23, release_kv=False, kv_heads=3) == 3 * 23, rule
+        with pytest.raises(ConfigError, match="KV heads"):
+            visible_pairs(rule, 23)
+
+
+def test_arithmetic_of_full_heads():
+    config = tiny_config(num_attention_heads=8, num_key_value_heads=4)
+    rules = plan_layers(config, SWAAConfig(window=6, full_layers=[1, 2, 3], full_heads={0: [1, 2, 3]}))
+    full, sliding = 40 * 41 // 2, sum(min(row + 1, 6) for row in range(40))
+    # Two query heads a KV head, head dim 8.
+    assert prefill_flops(config, rules, 40, 0) == (0, 4 * 8 * 2 * (15 * full + sliding))
 
 
 @pytest.mark.parametrize("length", [1, 2, 5, 14, 23])

@@ -16,6 +16,10 @@ CONFIGS = {
     "all": swaa.SWAAConfig(window=7, sinks=3, full_layers=[2], fa_decode=True, dense_tail=4),
     "fa decode on a layer": swaa.SWAAConfig(window=6, sinks=2, fa_decode=[1], dense_tail=3),
     "sinks longer than window": swaa.SWAAConfig(window=1, sinks=9, fa_decode=[3]),
+    "full heads": swaa.SWAAConfig(window=5, sinks=3, full_heads={1: [1], 3: [0]}),
+    "full heads and all": swaa.SWAAConfig(
+        window=7, sinks=3, full_layers=[2], full_heads={1: [1], 3: [0]}, fa_decode=[1], dense_tail=4
+    ),
 }
 PROMPT = 50
 NEW = 12
@@ -89,6 +93,26 @@ def test_families(family):
         generate(adapted, ids, attention_mask=mask, num_beams=2),
         generate(expected, ids, attention_mask=mask, num_beams=2),
     )
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_families_with_full_heads(family):
+    """Four KV heads with two query heads each; full ones at an end, in the middle, in turn with sliding ones."""
+    config = swaa.SWAAConfig(window=7, sinks=3, full_heads={1: [0, 2], 3: [3]}, dense_tail=2)
+    if "layer_types" not in FAMILIES[family]:
+        config = config.replace(full_heads={0: [1, 2], 1: [0, 2], 3: [3]}, fa_decode=[3])
+    adapted, expected = pair(config, family, num_attention_heads=8, num_key_value_heads=4)
+    ids, mask = left_padded()
+    real = mask.bool()
+    kwargs = {"input_ids": ids, "attention_mask": mask, "position_ids": (mask.cumsum(-1) - 1).clamp(min=0)}
+    logits = adapted(**kwargs).logits[real]
+    torch.testing.assert_close(logits, expected(**kwargs).logits[real], atol=1e-4, rtol=1e-4)
+    all_slide = tiny_model(family, num_attention_heads=8, num_key_value_heads=4)
+    swaa.adapt(all_slide, config.replace(full_heads={}))
+    assert (logits - all_slide(**kwargs).logits[real]).abs().max() > 1e-2
+    wanted = generate(expected, ids, attention_mask=mask, num_beams=2)
+    for options in ({}, {"prefill_chunk_size": 16}, {"cache_implementation": "static"}):
+        assert torch.equal(generate(adapted, ids, attention_mask=mask, num_beams=2, **options), wanted)
 
 
 @pytest.mark.parametrize("family", ["llama", "gemma2", "gpt_oss"])
@@ -228,7 +252,7 @@ SCORING = {
 
 @pytest.mark.parametrize("rows", SCORING)
 @pytest.mark.parametrize("padding", ["none", "left", "right"])
-@pytest.mark.parametrize("config_name", ["all", "fa decode on a layer"])
+@pytest.mark.parametrize("config_name", ["all", "fa decode on a layer", "full heads and all"])
 def test_scoring_without_a_cache(rows, padding, config_name):
     ids, mask = left_padded()
     mask = {"none": torch.ones_like(mask), "left": mask, "right": mask.flip(-1)}[padding]
@@ -268,8 +292,9 @@ def test_packed_rows_equal_the_segments_alone(config, rows):
         start = stop
 
 
-def test_gradients_through_the_model():
-    config = CONFIGS["all"]
+@pytest.mark.parametrize("config_name", ["all", "full heads and all"])
+def test_gradients_through_the_model(config_name):
+    config = CONFIGS[config_name]
     adapted, expected = pair(config, prompt_end=30)
     ids = prompt(2)
     # transformers renamed it in 5.2x and warns about the old name

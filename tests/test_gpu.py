@@ -20,6 +20,7 @@ pytestmark = [
     pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
 ]
 CONFIG = swaa.SWAAConfig(window=7, sinks=3, full_layers=[2], fa_decode=True, dense_tail=4)
+HEADS = swaa.SWAAConfig(window=7, sinks=3, full_layers=[2], full_heads={0: [1], 3: [0]})
 STREAM = swaa.SWAAConfig(window=7, sinks=3)
 IDS = torch.randint(3, 101, (1, 50), generator=torch.Generator().manual_seed(0))
 
@@ -135,7 +136,7 @@ def test_auto_names_its_choice():
 
 
 @pytest.mark.parametrize("mode", ["dynamic", "static", "beams", "lookup", "chunks", "static chunks"])
-@pytest.mark.parametrize("config", [CONFIG, STREAM], ids=["fa_decode", "released"])
+@pytest.mark.parametrize("config", [CONFIG, STREAM, HEADS], ids=["fa_decode", "released", "heads"])
 def test_generation_is_token_exact(mode, config):
     kwargs = {
         "dynamic": {},
@@ -181,7 +182,7 @@ def test_compiled_layers_compute_the_same():
     swaa.restore(model)
 
 
-@pytest.mark.parametrize("config", [CONFIG, STREAM], ids=["fa_decode", "released"])
+@pytest.mark.parametrize("config", [CONFIG, STREAM, HEADS], ids=["fa_decode", "released", "heads"])
 def test_offloaded_caches_work(config):
     adapted = swaa.adapt(tiny_model().cuda(), config)
     cache = DynamicCache(config=adapted.config, offloading=True)
@@ -190,8 +191,9 @@ def test_offloaded_caches_work(config):
         layer.register_forward_pre_hook(lambda module, args: torch.cuda.synchronize())
     offloaded = adapted.generate(IDS.cuda(), past_key_values=cache, max_new_tokens=12, do_sample=False)
     assert torch.equal(offloaded, adapted.generate(IDS.cuda(), max_new_tokens=12, do_sample=False))
-    assert any(isinstance(layer, SinkWindowLayer) for layer in cache.layers) == (config is STREAM)
-    assert any(layer.keys.device.type == "cpu" for layer in cache.layers)
+    assert any(isinstance(layer, SinkWindowLayer) for layer in cache.layers) == (config is not CONFIG)
+    parts = [part for layer in cache.layers for part in getattr(layer, "layers", [layer])]
+    assert any(part.keys.device.type == "cpu" for part in parts)
 
 
 def test_a_decode_step_on_the_ring_can_be_captured():

@@ -11,6 +11,7 @@ from matplotlib.colors import to_rgba
 from matplotlib.image import imread
 from matplotlib.text import Text
 
+from families import tiny_model
 from swaa.config import ConfigError, LayerRule, SWAAConfig
 from swaa.geometry import build_geometry
 from swaa.mask import oracle_mask
@@ -224,18 +225,31 @@ def test_layer_map():
     kinds = list(plots.KINDS)
     counts = [[(row == index).sum() for index in range(len(kinds))] for row in codes]
     assert dict(zip(RECIPES, counts, strict=True)) == {
-        "full": [0, 0, 30, 0],
-        "naive": [30, 0, 0, 0],
-        "sinks": [30, 0, 0, 0],
-        "fa-decode": [0, 30, 0, 0],
-        "sinks-odd-fa-decode": [0, 15, 15, 0],
-        "sinks-fa-decode-tail": [0, 30, 0, 0],
-        "mixed": [25, 3, 2, 0],
+        "full": [0, 0, 0, 30, 0],
+        "naive": [30, 0, 0, 0, 0],
+        "sinks": [30, 0, 0, 0, 0],
+        "fa-decode": [0, 30, 0, 0, 0],
+        "sinks-odd-fa-decode": [0, 15, 0, 15, 0],
+        "sinks-fa-decode-tail": [0, 30, 0, 0, 0],
+        "mixed": [25, 3, 0, 2, 0],
     }
     assert codes[4, 1] == kinds.index("full")
     assert [name for name in texts(axes) if name in RECIPES] == list(RECIPES)
     assert [text for text in texts(axes) if text.endswith(" full")][:2] == ["30 full", "0 full"]
-    assert [text.get_text() for text in figure.legends[0].get_texts()] == kinds[:3]
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == [kinds[0], kinds[1], kinds[3]]
+
+
+def test_layers_with_full_heads():
+    config = SWAAConfig(window=8, full_layers=[0], full_heads={1: [0], 3: [1]}, fa_decode=[3])
+    model = tiny_model("llama").config
+    (axes,) = plots.layer_map({"heads": config}, model).axes
+    part, kinds = "sliding, some heads full", list(plots.KINDS)
+    assert [kinds[code] for code in axes.collections[0].get_array()[0]] == ["full", part, "sliding", part]
+    assert "1 full, 2 in part" in texts(axes)
+    (panel,) = [axes for axes in plots.mask_grid({"heads": config}, 4).axes if axes.images]
+    assert any("1 of 4 layers full, FA decode in 1, some heads of 2" in text for text in texts(panel))
+    # The window is drawn, though the commonest layers have full heads.
+    assert (panel.images[0].get_array() == 1).any()
 
 
 def test_layer_map_with_native_windows():

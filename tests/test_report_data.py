@@ -256,6 +256,10 @@ def test_layer_maps(tmp_path, run):
     maps = layer_maps(one(folder))
     assert [each.kinds[0] for each in maps] == ["native window, left alone"] * 2
     assert used_kinds(maps) == ["sliding", "full", "native window, left alone"]
+    content["recipes"]["naive"]["config"]["full_heads"] = {"1": [0, 2]}
+    change(folder / "run.json", recipes=content["recipes"])
+    assert layer_maps(one(folder))[1].kinds[1] == "sliding, some heads full"
+    assert layer_maps(one(folder))[1].notes[1].endswith("KV heads 0, 2 full")
     # A configuration that this version does not know.
     content["recipes"]["naive"]["config"]["novelty"] = 1
     change(folder / "run.json", recipes=content["recipes"])

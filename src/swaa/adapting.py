@@ -1,6 +1,7 @@
 """Putting an adaptation on a transformers model and taking it off again. `swaa.forward` is what then runs."""
 
 import types
+from collections.abc import Sequence
 from typing import Any, TypeVar
 
 from torch import nn
@@ -8,7 +9,7 @@ from transformers import PreTrainedModel
 
 from swaa.attention import select_backend
 from swaa.config import ConfigError, LayerRule, SWAAConfig
-from swaa.cost import attention_heads
+from swaa.cost import attention_heads, layer_kinds, reusing_layers
 from swaa.forward import Adaptation, AdaptError, after_forward, before_forward, generate, register
 
 ModelT = TypeVar("ModelT", bound=nn.Module)
@@ -84,7 +85,8 @@ def plan_layers(model_config: Any, config: SWAAConfig) -> tuple[LayerRule | None
 
     Raises:
         AdaptError: no layer has full attention to begin with.
-        ConfigError: the configuration names a layer that the model does not have, or one that is not ours.
+        ConfigError: the configuration names a layer or KV head that the model does not have, or a layer that is not
+            ours.
     """
     count = model_config.num_hidden_layers
     kinds = getattr(model_config, "layer_types", None)
@@ -97,10 +99,18 @@ def plan_layers(model_config: Any, config: SWAAConfig) -> tuple[LayerRule | None
             f"{model_config.model_type}: no layer has full attention ({', '.join(sorted(set(kinds)))}), so there is "
             "nothing to adapt; native windows are left as they are"
         )
-    if isinstance(config.fa_decode, tuple) and (
-        foreign := [x for x in config.fa_decode if kinds[x] != "full_attention"]
-    ):
-        raise ConfigError(f"fa_decode: layers {foreign} of this model are {kinds[foreign[0]]}: take them out")
+    named = {"fa_decode": () if isinstance(config.fa_decode, bool) else config.fa_decode}
+    named["full_heads"] = tuple(layer for layer, _ in config.full_heads)
+    for name, layers in named.items():
+        if foreign := [x for x in layers if kinds[x] != "full_attention"]:
+            raise ConfigError(f"{name}: layers {foreign} of this model are {kinds[foreign[0]]}: take them out")
+    if config.full_heads:
+        _check_heads(model_config, rules)
+        if config.release_kv and any(reusing_layers(model_config)):
+            raise ConfigError(
+                f"full_heads: in {model_config.model_type} layers use the keys of earlier ones, which must not be "
+                "released head by head: set release_kv=False"
+            )
     return tuple(rule if kind == "full_attention" else None for rule, kind in zip(rules, kinds, strict=True))
 
 
@@ -108,6 +118,20 @@ def layer_words(model_config: Any, config: SWAAConfig) -> list[str]:
     """Return what each layer does under a configuration: "full", "sliding" or "native" (not ours)."""
     rules = plan_layers(model_config, config)
     return ["native" if rule is None else "full" if rule.window is None else "sliding" for rule in rules]
+
+
+def _check_heads(model_config: Any, rules: Sequence[LayerRule]) -> None:
+    for layer, (rule, (_, own)) in enumerate(zip(rules, layer_kinds(model_config), strict=True)):
+        heads = attention_heads(own)
+        if rule.full_heads and heads is None:
+            raise ConfigError(
+                f"full_heads: the KV heads of {model_config.model_type} are not alike, or no plain ones: name whole "
+                "layers in full_layers"
+            )
+        try:
+            rule.parts(heads[1] if heads else 1)
+        except ConfigError as error:
+            raise ConfigError(f"full_heads, layer {layer}, {list(rule.full_heads)}: {error}") from None
 
 
 def head_dim(model_config: Any) -> int:

@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,7 +9,10 @@ from typing import Any
 
 import yaml
 
+from swaa.layers import ConfigError, check_depth, heads_of_layers, is_int, numbers, pattern
 from swaa.registry import suggestion
+
+__all__ = ["ConfigError", "LayerRule", "SWAAConfig", "load_settings", "read_structured"]
 
 # The same things in the setting files of github.com/yuyijiong/sliding-window-attention-adaptation, the reference.
 REFERENCE_NAMES = {
@@ -19,13 +21,6 @@ REFERENCE_NAMES = {
     "force_fa_decode": "fa_decode",
     "non_sliding_layers": "full_layers",
 }
-_PATTERN = re.compile(r"1/(\d+)(?:@(\d+))?")
-# Step and first layer.
-_NAMED_PATTERNS = {"none": None, "odd": (2, 1), "even": (2, 0), "all": (1, 0)}
-
-
-class ConfigError(ValueError):
-    """A wrong configuration value; the message names the field, the value and the fix."""
 
 
 @dataclass(frozen=True)
@@ -37,12 +32,32 @@ class LayerRule:
         sinks: first tokens that every row sees.
         fa_decode: rows of generated tokens are dense (see everything).
         dense_tail: the last prompt rows that are dense.
+        full_heads: KV heads, with their query heads, that are plain causal all the same.
     """
 
     window: int | None = None
     sinks: int = 0
     fa_decode: bool = False
     dense_tail: int = 0
+    full_heads: tuple[int, ...] = ()
+
+    def parts(self, kv_heads: int) -> tuple[tuple[tuple[int, ...], "LayerRule"], ...]:
+        """Divide a layer's KV heads by the rule they follow: pairs of heads and a rule without `full_heads`.
+
+        Args:
+            kv_heads: KV heads of the layer.
+
+        Raises:
+            ConfigError: `full_heads` names a head that the layer does not have, or all of them.
+        """
+        if not self.full_heads:
+            return ((tuple(range(kv_heads)), self),)
+        if missing := [head for head in self.full_heads if head >= kv_heads]:
+            raise ConfigError(f"the layer has KV heads 0 to {kv_heads - 1}, not {missing}")
+        sliding = tuple(head for head in range(kv_heads) if head not in self.full_heads)
+        if not sliding:
+            raise ConfigError(f"these are all {kv_heads} KV heads of the layer: name it in full_layers instead")
+        return (sliding, dataclasses.replace(self, full_heads=())), (self.full_heads, LayerRule())
 
 
 @dataclass(frozen=True)
@@ -61,6 +76,8 @@ class SWAAConfig:
         dense_tail: the last prompt rows that see everything (the question, say).
         release_kv: layers without FA decode release the keys and values that no later row can see.
         backend: the attention implementation, by its name in `swaa.attention.BACKENDS`; `"auto"` picks one.
+        full_heads: KV heads that keep full attention in layers that slide, each with its query heads: a mapping from
+            layers to lists of heads, `{3: [0, 2], 7: [1]}`. Held as pairs, `dict(config.full_heads)` is the mapping.
 
     Raises:
         ConfigError: a value is wrong; the message names the field, the value and the fix.
@@ -73,29 +90,31 @@ class SWAAConfig:
     dense_tail: int = 0
     release_kv: bool = True
     backend: str = "auto"
+    full_heads: tuple[tuple[int, tuple[int, ...]], ...] = ()
 
     def __post_init__(self) -> None:
         """Normalise lists to tuples and check every value."""
         for name in ("full_layers", "fa_decode"):
             value = getattr(self, name)
             if isinstance(value, Iterable) and not isinstance(value, str):
-                object.__setattr__(self, name, _layer_numbers(name, value))
+                object.__setattr__(self, name, numbers(name, value))
+        object.__setattr__(self, "full_heads", heads_of_layers("full_heads", self.full_heads))
         if self.fa_decode == ():
             object.__setattr__(self, "fa_decode", False)
         self._check()
 
     def _check(self) -> None:
-        if self.window is not None and (not _is_int(self.window) or self.window < 1):
+        if self.window is not None and (not is_int(self.window) or self.window < 1):
             raise ConfigError(
                 f"window={self.window!r}: give the number of visible tokens, 1 or more (the token itself counts), "
                 "or None for full attention"
             )
         for name in ("sinks", "dense_tail"):
             value = getattr(self, name)
-            if not _is_int(value) or value < 0:
+            if not is_int(value) or value < 0:
                 raise ConfigError(f"{name}={value!r}: give a number of tokens, 0 or more")
         if isinstance(self.full_layers, str):
-            _pattern(self.full_layers)
+            pattern(self.full_layers)
         elif not isinstance(self.full_layers, tuple):
             raise ConfigError(f"full_layers={self.full_layers!r}: give a list of layer numbers or a pattern like 'odd'")
         if not isinstance(self.fa_decode, bool | tuple):
@@ -105,10 +124,10 @@ class SWAAConfig:
         if not isinstance(self.backend, str):
             raise ConfigError(f"backend={self.backend!r}: give a backend's name, or 'auto'")
         if self.window is None:
-            for name in ("sinks", "full_layers", "fa_decode", "dense_tail"):
+            for name in ("sinks", "full_layers", "full_heads", "fa_decode", "dense_tail"):
                 if getattr(self, name) not in (0, (), "none", False):
                     raise ConfigError(
-                        f"{name}={getattr(self, name)!r} has no effect without a window (window=None is full "
+                        f"{name}={self.to_dict()[name]!r} has no effect without a window (window=None is full "
                         f"attention): set window, or leave {name} out"
                     )
 
@@ -116,23 +135,30 @@ class SWAAConfig:
         """Give the rule of every layer of a model with `num_layers` layers.
 
         Raises:
-            ConfigError: a layer is named that the model does not have.
+            ConfigError: a layer is named that the model does not have, or for two things that exclude each other.
         """
         full = set(self.full_layer_numbers(num_layers))
         if isinstance(self.fa_decode, tuple):
-            _check_depth("fa_decode", self.fa_decode, num_layers)
+            check_depth("fa_decode", self.fa_decode, num_layers)
             if useless := sorted(full & set(self.fa_decode)):
                 raise ConfigError(
                     f"fa_decode={list(self.fa_decode)}: layers {useless} are in full_layers and see everything "
                     "anyway: take them out of one of the two"
                 )
+        heads = dict(self.full_heads)
+        check_depth("full_heads", heads, num_layers)
+        if useless := sorted(full & heads.keys()):
+            raise ConfigError(
+                f"full_heads={self.to_dict()['full_heads']}: layers {useless} are in full_layers, where every head is "
+                "full: take them out of one of the two"
+            )
         rules = []
         for layer in range(num_layers):
             if self.window is None or layer in full:
                 rules.append(LayerRule())
             else:
                 fa_decode = self.fa_decode if isinstance(self.fa_decode, bool) else layer in self.fa_decode
-                rules.append(LayerRule(self.window, self.sinks, fa_decode, self.dense_tail))
+                rules.append(LayerRule(self.window, self.sinks, fa_decode, self.dense_tail, heads.get(layer, ())))
         return tuple(rules)
 
     def full_layer_numbers(self, num_layers: int) -> tuple[int, ...]:
@@ -142,14 +168,14 @@ class SWAAConfig:
             ConfigError: a layer is named that the model does not have.
         """
         if isinstance(self.full_layers, str):
-            pattern = _pattern(self.full_layers)
-            if pattern and pattern[1] >= num_layers:
+            found = pattern(self.full_layers)
+            if found and found[1] >= num_layers:
                 raise ConfigError(
-                    f"full_layers={self.full_layers!r} starts at layer {pattern[1]}, but the model has layers "
+                    f"full_layers={self.full_layers!r} starts at layer {found[1]}, but the model has layers "
                     f"0 to {num_layers - 1}"
                 )
-            return tuple(range(pattern[1], num_layers, pattern[0])) if pattern else ()
-        _check_depth("full_layers", self.full_layers, num_layers)
+            return tuple(range(found[1], num_layers, found[0])) if found else ()
+        check_depth("full_layers", self.full_layers, num_layers)
         return self.full_layers
 
     def replace(self, **changes: Any) -> "SWAAConfig":
@@ -159,7 +185,9 @@ class SWAAConfig:
 
     def to_dict(self) -> dict[str, Any]:
         """Return a plain dict (lists, no tuples) that `from_dict` and JSON or YAML take back to an equal object."""
-        return {k: list(v) if isinstance(v, tuple) else v for k, v in dataclasses.asdict(self).items()}
+        plain = {k: list(v) if isinstance(v, tuple) else v for k, v in dataclasses.asdict(self).items()}
+        # Text, so that the dict itself is the same after a trip through JSON.
+        return plain | {"full_heads": {str(layer): list(heads) for layer, heads in self.full_heads}}
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "SWAAConfig":
@@ -244,42 +272,6 @@ def read_structured(path: str | Path) -> Any:
 
 def _is_yaml(path: Path) -> bool:
     return path.suffix in (".yaml", ".yml")
-
-
-def _is_int(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
-
-
-def _layer_numbers(name: str, values: Iterable[Any]) -> tuple[int, ...]:
-    layers = tuple(values)
-    for layer in layers:
-        if not _is_int(layer) or layer < 0:
-            raise ConfigError(f"{name}: {layer!r} is no layer number; layers count from 0")
-    if len(set(layers)) != len(layers):
-        raise ConfigError(f"{name}={list(layers)} names a layer twice")
-    return tuple(sorted(layers))
-
-
-def _pattern(text: str) -> tuple[int, int] | None:
-    """Return (step, first layer) of a layer pattern, None for "none"."""
-    if text in _NAMED_PATTERNS:
-        return _NAMED_PATTERNS[text]
-    match = _PATTERN.fullmatch(text)
-    if not match or int(match[1]) < 1:
-        raise ConfigError(
-            f"full_layers={text!r}: no such pattern.{suggestion(text, _NAMED_PATTERNS)} Use 'none', 'odd', 'even', "
-            "'all', '1/4' (every fourth layer, from 1), '1/4@3' (every fourth, from 3) or a list of layer numbers"
-        )
-    step = int(match[1])
-    first = int(match[2]) if match[2] else min(1, step - 1)
-    if first >= step:
-        raise ConfigError(f"full_layers={text!r}: the first layer of '1/{step}@..' must be below {step}")
-    return step, first
-
-
-def _check_depth(name: str, layers: tuple[int, ...], num_layers: int) -> None:
-    if missing := [layer for layer in layers if layer >= num_layers]:
-        raise ConfigError(f"{name}: the model has layers 0 to {num_layers - 1}, not {missing}")
 
 
 def _check_keys(values: Mapping[str, Any]) -> None:

@@ -23,17 +23,25 @@ _UNKNOWN_SIZES = (
 _EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts")
 
 
-def visible_pairs(rule: LayerRule, prompt: int, new: int = 0) -> int:
+def visible_pairs(rule: LayerRule, prompt: int, new: int = 0, *, kv_heads: int = 1) -> int:
     """Count the query-key pairs that one layer sees, in closed form.
 
     Args:
         rule: the layer's rule.
         prompt: prompt tokens.
         new: generated rows after the prompt.
+        kv_heads: KV heads, over which the pairs are summed; a rule with full heads needs it.
 
     Returns:
-        the number of True entries of `swaa.mask.oracle_mask` over all rows.
+        the number of True entries of `swaa.mask.oracle_head_masks` over all rows.
+
+    Raises:
+        ConfigError: the rule's full heads are not among these, or are all of them.
     """
+    return sum(len(heads) * _pairs(part, prompt, new) for heads, part in rule.parts(kv_heads))
+
+
+def _pairs(rule: LayerRule, prompt: int, new: int) -> int:
     rows = prompt + new
     if rule.window is None:
         return _triangle(rows)
@@ -44,14 +52,22 @@ def visible_pairs(rule: LayerRule, prompt: int, new: int = 0) -> int:
     return _triangle(start, most) + dense + _triangle(rows, most) - _triangle(stop, most)
 
 
-def kept_tokens(rule: LayerRule, length: int, *, release_kv: bool) -> int:
+def kept_tokens(rule: LayerRule, length: int, *, release_kv: bool, kv_heads: int = 1) -> int:
     """Count the tokens whose keys and values a layer holds once its prompt is complete.
 
     Args:
         rule: the layer's rule.
         length: tokens so far.
         release_kv: layers forget what no later row can see. Rows of a layer with FA decode can see everything.
+        kv_heads: KV heads, over which the tokens are summed; a rule with full heads needs it.
+
+    Raises:
+        ConfigError: the rule's full heads are not among these, or are all of them.
     """
+    return sum(len(heads) * _kept(part, length, release_kv) for heads, part in rule.parts(kv_heads))
+
+
+def _kept(rule: LayerRule, length: int, release_kv: bool) -> int:
     if rule.window is None or rule.fa_decode or not release_kv:
         return length
     return min(length, rule.sinks + rule.window - 1)
@@ -78,22 +94,21 @@ def kv_bytes(
         the bytes, None for a family whose cache holds something else on some layer.
     """
     total = 0
-    # A layer that uses the cache of an earlier one ("reuse", as in Gemma 3n and 4) holds nothing.
-    text = model_config.get_text_config()
-    shared = getattr(text, "num_kv_shared_layers", None) or 0  # how transformers says it up to 5.17
-    sharing = getattr(text, "kv_sharing_modes", None) or [None] * (len(rules) - shared) + ["reuse"] * shared
-    for rule, mode, (kind, config) in zip(rules, sharing, layer_kinds(model_config), strict=True):
-        if mode == "reuse":
+    release_kv = releases(model_config, release_kv)
+    for rule, reuses, (kind, config) in zip(
+        rules, reusing_layers(model_config), layer_kinds(model_config), strict=True
+    ):
+        if reuses:
             continue
         heads = attention_heads(config)
         native = native_window(kind, config)
         if heads is None or (rule is None and native is None):
             return None
         if rule is not None:
-            tokens = kept_tokens(rule, length, release_kv=release_kv)
+            tokens = kept_tokens(rule, length, release_kv=release_kv, kv_heads=heads[1])
         else:
-            tokens = min(length, (native or 0) - 1)
-        total += 2 * heads[1] * heads[2] * dtype_bytes * tokens
+            tokens = heads[1] * min(length, (native or 0) - 1)
+        total += 2 * heads[2] * dtype_bytes * tokens
     return total
 
 
@@ -120,12 +135,13 @@ def prefill_flops(
             return 2.0 * parameters * prompt, None
         native = native_window(kind, config)
         if rule is not None:
-            pairs = visible_pairs(rule, prompt)
+            pairs = visible_pairs(rule, prompt, kv_heads=heads[1])
         elif kind == "chunked_attention" and native:
-            pairs = prompt // native * _triangle(native) + _triangle(prompt % native)
+            pairs = heads[1] * (prompt // native * _triangle(native) + _triangle(prompt % native))
         else:
-            pairs = visible_pairs(LayerRule(window=native), prompt) if native else 0
-        attention += 4.0 * heads[0] * heads[2] * pairs
+            pairs = visible_pairs(LayerRule(window=native), prompt, kv_heads=heads[1]) if native else 0
+        # A KV head stands for heads[0] / heads[1] query heads.
+        attention += 4.0 * heads[0] / heads[1] * heads[2] * pairs
     return 2.0 * parameters * prompt, attention
 
 
@@ -154,6 +170,20 @@ def layer_kinds(model_config: Any) -> list[tuple[str, Any]]:
         native = getattr(config, "sliding_window", None)
         kinds = ["full_attention" if native is None else "sliding_attention"] * len(configs)
     return list(zip(kinds, configs, strict=True))
+
+
+def reusing_layers(model_config: Any) -> list[bool]:
+    """Tell which layers hold no keys and values, but use those of an earlier one (as in Gemma 3n and 4)."""
+    text = model_config.get_text_config()
+    count = text.num_hidden_layers
+    shared = getattr(text, "num_kv_shared_layers", None) or 0  # how transformers says it up to 5.17
+    modes = getattr(text, "kv_sharing_modes", None) or [None] * (count - shared) + ["reuse"] * shared
+    return [mode == "reuse" for mode in modes]
+
+
+def releases(model_config: Any, release_kv: bool) -> bool:
+    """Tell whether layers really release: not where others use their keys, and would look for the released ones."""
+    return release_kv and not any(reusing_layers(model_config))
 
 
 def native_window(kind: str, config: Any) -> int | None:

@@ -34,6 +34,8 @@ def why_not(model: Any, state: Adaptation, config: Any, kwargs: dict[str, Any]) 
         return "another way of decoding is asked for"
     if any(rule is None for rule in state.rules):
         return "the model has layers with a native window"
+    if any(rule is not None and rule.full_heads for rule in state.rules):
+        return "some layers have full_heads, and so keys of two lengths"
     if len(getattr(model, "hf_device_map", {})) > 1:
         return "the model lies on several devices"
     return unavailable(model.device, model.dtype, head_dim(model.config.get_text_config()))

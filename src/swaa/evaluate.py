@@ -15,9 +15,9 @@ from transformers import Cache, DynamicCache, PreTrainedModel, PreTrainedTokeniz
 from transformers.cache_utils import DynamicLayer
 
 from swaa.adapting import adaptation
-from swaa.cache import announce, install
+from swaa.cache import HeadsLayer, announce, install
 from swaa.config import LayerRule
-from swaa.cost import attention_heads, layer_kinds
+from swaa.cost import attention_heads, layer_kinds, releases
 from swaa.geometry import build_geometry
 from swaa.tasks import Sample, correct_text
 
@@ -185,11 +185,11 @@ def held_bytes(model_config: Any, rules: Sequence[LayerRule | None], length: int
     if len(cache.layers) != len(rules) or any(x is None for x in heads):
         return None
     geometry = build_geometry(batch=1, past=0, rows=length)
-    if release_kv:
+    if releases(model_config, release_kv):
         install(cache, tuple(rules), prompt_complete=True, record_past=False)
     announce(cache, tuple(rules), geometry, prompt_complete=True)
     for index, (rule, found) in enumerate(zip(rules, heads, strict=True)):
-        if found is None or not isinstance(cache.layers[index], DynamicLayer):
+        if found is None or not isinstance(cache.layers[index], DynamicLayer | HeadsLayer):
             return None
         _, kv_heads, head_dim = found
         states = torch.empty(1, kv_heads, length, head_dim, dtype=torch.bfloat16, device="meta")
@@ -209,6 +209,8 @@ def cache_bytes(cache: Cache) -> int:
 
 def _states(layer: Any) -> list[Tensor | None]:
     """Return the tensors of a cache layer: keys and values, or the states of a linear attention layer."""
+    if isinstance(layer, HeadsLayer):
+        return [x for part in layer.layers for x in _states(part)]
     if hasattr(layer, "keys"):
         return [layer.keys, layer.values]
     return [*layer.conv_states.values(), *layer.recurrent_states.values()]

@@ -23,9 +23,11 @@ from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, AttentionMa
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS, AttentionInterface
 
 from swaa.attention import Backend, backend
-from swaa.cache import SinkWindowLayer, StaticSinkWindowLayer, announce, install, stop_recording
+from swaa.attention.heads import attend_by_heads, divide
+from swaa.cache import HeadsLayer, SinkWindowLayer, StaticSinkWindowLayer, announce, install, stop_recording
 from swaa.cache.slots import DecodeCache, SlotLayer
 from swaa.config import ConfigError, LayerRule, SWAAConfig
+from swaa.cost import releases
 from swaa.geometry import Geometry, build_geometry
 
 # Attributes on the caches of others carry the project's name.
@@ -186,7 +188,7 @@ def before_forward(decoder: nn.Module, args: tuple, kwargs: dict[str, Any]) -> t
     if cache is not None:
         complete = prompt_end is not None and past + rows >= prompt_end
         drafts = generation is not None and generation.drafts
-        if not past and state.config.release_kv:
+        if not past and releases(config, state.config.release_kv):
             install(cache, state.rules, prompt_complete=complete, record_past=drafts)
         elif generation is not None and not drafts:
             stop_recording(cache)
@@ -216,7 +218,7 @@ def _makes_cache(decoder: Any, state: Adaptation, kwargs: dict[str, Any]) -> boo
     """Tell whether the decoder would make a cache itself: then ours comes first, to be able to release."""
     wanted = kwargs.get("use_cache")
     wanted = getattr(decoder.config, "use_cache", False) if wanted is None else wanted
-    return bool(wanted) and state.config.release_kv and not decoder.training
+    return bool(wanted) and releases(decoder.config, state.config.release_kv) and not decoder.training
 
 
 def _check_dense_rows(state: Adaptation, prompt_length: int | Tensor | None) -> None:
@@ -270,22 +272,22 @@ def attention(
         raise AdaptError(f"{type(module).__name__} passes {foreign} to its attention, which no backend here knows")
     geometry = swaa.geometry
     held = swaa.cache.layers[layer] if swaa.cache is not None else None
+    options: dict[str, Any] = {
+        "scaling": query.shape[-1] ** -0.5 if scaling is None else scaling,
+        "dropout": dropout,
+        "softcap": softcap,
+        "s_aux": s_aux,
+    }
+    if isinstance(held, HeadsLayer):
+        return attend_by_heads(swaa.attend, query, held.groups(key, geometry), **options)
     if isinstance(held, SinkWindowLayer | StaticSinkWindowLayer | SlotLayer):
         geometry = held.view(geometry)
     else:
         # A static layer hands out its unused slots too.
         key, value = key[:, :, : geometry.columns], value[:, :, : geometry.columns]
-    return swaa.attend(
-        query,
-        key,
-        value,
-        geometry=geometry,
-        rule=rule,
-        scaling=query.shape[-1] ** -0.5 if scaling is None else scaling,
-        dropout=dropout,
-        softcap=softcap,
-        s_aux=s_aux,
-    )
+    if rule.full_heads:
+        return attend_by_heads(swaa.attend, query, divide(key, value, geometry, rule), **options)
+    return swaa.attend(query, key, value, geometry=geometry, rule=rule, **options)
 
 
 def _native_attention(module: nn.Module, native: str) -> Callable[..., tuple[Tensor, Tensor | None]]:

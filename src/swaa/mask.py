@@ -29,6 +29,8 @@ def visible(query: Tensor, key: Tensor, dense: Tensor | bool, *, window: int | N
 def oracle_mask(geometry: Geometry, rule: LayerRule) -> Tensor:
     """Build the whole boolean mask of a layer, the truth that every implementation is compared with.
 
+    Of a layer with full heads it is the mask of the others; `oracle_head_masks` has all.
+
     Returns:
         `[batch or 1, rows, past + rows]` bool, True where visible; rows of padding see nothing.
     """
@@ -42,3 +44,9 @@ def oracle_mask(geometry: Geometry, rule: LayerRule) -> Tensor:
     query_segment, key_segment = geometry.segments[:, geometry.past :, None], geometry.segments[:, None, :]
     seen = visible(query, key, dense[..., None], window=rule.window, sinks=rule.sinks)
     return seen & (query_segment == key_segment) & (key_segment >= 0)
+
+
+def oracle_head_masks(geometry: Geometry, rule: LayerRule, kv_heads: int) -> Tensor:
+    """Build the mask of each KV head of a layer: `[batch or 1, kv_heads, rows, past + rows]` bool."""
+    sliding, full = oracle_mask(geometry, rule), oracle_mask(geometry, LayerRule())
+    return torch.stack([full if head in rule.full_heads else sliding for head in range(kv_heads)], dim=1)

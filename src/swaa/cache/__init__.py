@@ -2,20 +2,30 @@
 
 They stand in for transformers' cache layers on layers without FA decode, and are put in place while a cache is empty.
 Before each pass the model announces its geometry, so that sinks are found behind padding; afterwards a layer says by
-`view` which keys it has handed out.
+`view` which keys it has handed out. Of a layer with full heads such a layer holds the sliding heads only.
 """
 
+from dataclasses import replace
 from typing import TypeGuard
 
 from transformers.cache_utils import Cache, DynamicLayer, StaticLayer
 
 from swaa.cache.dynamic import SinkWindowLayer
+from swaa.cache.heads import HeadsLayer
 from swaa.cache.held import ReleasedError
 from swaa.cache.static import StaticSinkWindowLayer
 from swaa.config import LayerRule
 from swaa.geometry import Geometry
 
-__all__ = ["ReleasedError", "SinkWindowLayer", "StaticSinkWindowLayer", "announce", "install", "stop_recording"]
+__all__ = [
+    "HeadsLayer",
+    "ReleasedError",
+    "SinkWindowLayer",
+    "StaticSinkWindowLayer",
+    "announce",
+    "install",
+    "stop_recording",
+]
 
 
 def install(cache: Cache, rules: tuple[LayerRule | None, ...], *, prompt_complete: bool, record_past: bool) -> None:
@@ -34,13 +44,24 @@ def install(cache: Cache, rules: tuple[LayerRule | None, ...], *, prompt_complet
         cache.layers.extend(DynamicLayer() for _ in rules[len(cache.layers) :])
     for index, rule in enumerate(rules[: len(cache.layers)]):
         layer = cache.layers[index]
-        if type(layer) in (DynamicLayer, SinkWindowLayer):
-            cache.layers[index] = SinkWindowLayer(rule, record_past=record_past) if _forgets(rule) else DynamicLayer()
-        elif type(layer) in (StaticLayer, StaticSinkWindowLayer):
+        kind = type(layer.full if isinstance(layer, HeadsLayer) else layer)
+        ordinary: DynamicLayer | StaticLayer
+        forgetting: SinkWindowLayer | StaticSinkWindowLayer | None = None
+        if kind in (DynamicLayer, SinkWindowLayer):
+            ordinary = DynamicLayer()
+            if _forgets(rule):
+                forgetting = SinkWindowLayer(replace(rule, full_heads=()), record_past=record_past)
+        elif kind in (StaticLayer, StaticSinkWindowLayer):
             length = layer.get_max_length()
-            cache.layers[index] = StaticLayer(length)
+            ordinary = StaticLayer(length)
             if _forgets(rule) and (prompt_complete or not rule.dense_tail) and rule.sinks + (rule.window or 0) < length:
-                cache.layers[index] = StaticSinkWindowLayer(length, rule)
+                forgetting = StaticSinkWindowLayer(length, replace(rule, full_heads=()))
+        else:
+            continue
+        if forgetting is not None and rule is not None and rule.full_heads:
+            cache.layers[index] = HeadsLayer(rule, forgetting, ordinary)
+        else:
+            cache.layers[index] = forgetting or ordinary
 
 
 def announce(cache: Cache, rules: tuple[LayerRule | None, ...], geometry: Geometry, *, prompt_complete: bool) -> None:
@@ -50,7 +71,7 @@ def announce(cache: Cache, rules: tuple[LayerRule | None, ...], geometry: Geomet
         ReleasedError: the cache was filled under other rules, or the pass needs what was released.
     """
     for layer, rule in zip(cache.layers, rules, strict=False):
-        if isinstance(layer, SinkWindowLayer | StaticSinkWindowLayer):
+        if isinstance(layer, SinkWindowLayer | StaticSinkWindowLayer | HeadsLayer):
             if layer.rule != rule:
                 raise ReleasedError(
                     f"the cache was filled under another adaptation ({layer.rule}) and has released what this one "
@@ -62,6 +83,7 @@ def announce(cache: Cache, rules: tuple[LayerRule | None, ...], geometry: Geomet
 def stop_recording(cache: Cache) -> None:
     """Let the layers release after each pass again: an earlier turn with drafts has told them to wait for `crop`."""
     for layer in cache.layers:
+        layer = layer.sliding if isinstance(layer, HeadsLayer) else layer
         if isinstance(layer, SinkWindowLayer):
             layer.record_past = False
 

@@ -83,6 +83,15 @@ FullLayersOption = Annotated[
         "or a list, as in `--full-layers 7,15,17`.",
     ),
 ]
+FullHeadsOption = Annotated[
+    str | None,
+    _flag(
+        "--full-heads",
+        metavar="LAYER:HEADS",
+        text="KV heads that keep full attention in layers that slide: heads 0 and 2 of layer 3, head 1 of layer 7 are "
+        "`--full-heads 3:0,2,7:1`; `none` takes a recipe's away.",
+    ),
+]
 FaDecodeOption = Annotated[
     bool | None,
     _flag(
@@ -146,6 +155,29 @@ def layer_list(name: str, text: str) -> list[int] | str:
     return [int(part) for part in parts]
 
 
+def head_lists(text: str) -> dict[int, list[int]]:
+    """Read KV heads by layer, such as `3:0,2,7:1`: a layer's number stands before its first head.
+
+    Raises:
+        ConfigError: it cannot be read.
+    """
+    if text.strip() == "none":
+        return {}
+    found: dict[int, list[int]] = {}
+    heads: list[int] | None = None
+    for part in text.split(","):
+        layer, colon, head = (x.strip() for x in part.rpartition(":"))
+        if layer.isdecimal():
+            heads = found.setdefault(int(layer), [])
+        if heads is None or not head.isdecimal() or (colon and not layer.isdecimal()):
+            raise ConfigError(
+                f"full_heads: cannot read {part.strip()!r} in {text!r}; write heads 0 and 2 of layer 3 and head 1 of "
+                "layer 7 as 3:0,2,7:1"
+            )
+        heads.append(int(head))
+    return found
+
+
 def resolve_recipe(
     recipe: str | Path | None,
     *,
@@ -153,6 +185,7 @@ def resolve_recipe(
     window: int | None = None,
     sinks: int | None = None,
     full_layers: str | None = None,
+    full_heads: str | None = None,
     fa_decode: bool | None = None,
     fa_decode_layers: str | None = None,
     dense_tail: int | None = None,
@@ -166,6 +199,7 @@ def resolve_recipe(
         window: a flag, as all that follow; None: not given.
         sinks: a number.
         full_layers: a pattern or a comma list.
+        full_heads: as `head_lists` reads them.
         fa_decode: all layers or none.
         fa_decode_layers: a comma list.
         dense_tail: a number.
@@ -191,6 +225,7 @@ def resolve_recipe(
         flags = {"fa_decode": fa_decode}
     flags |= {"window": window, "sinks": sinks, "dense_tail": dense_tail, "backend": backend}
     flags["full_layers"] = None if full_layers is None else layer_list("full_layers", full_layers)
+    flags["full_heads"] = None if full_heads is None else head_lists(full_heads)
     flags = {name: value for name, value in flags.items() if value is not None}
     if not flags:
         return base

@@ -10,6 +10,7 @@ from swaa.cli.common import (
     DenseTailOption,
     FaDecodeLayersOption,
     FaDecodeOption,
+    FullHeadsOption,
     FullLayersOption,
     ModelOption,
     RecipeOption,
@@ -29,6 +30,7 @@ def inspect(
     window: WindowOption = None,
     sinks: SinksOption = None,
     full_layers: FullLayersOption = None,
+    full_heads: FullHeadsOption = None,
     fa_decode: FaDecodeOption = None,
     fa_decode_layers: FaDecodeLayersOption = None,
     dense_tail: DenseTailOption = None,
@@ -70,6 +72,7 @@ def inspect(
         window=window,
         sinks=sinks,
         full_layers=full_layers,
+        full_heads=full_heads,
         fa_decode=fa_decode,
         fa_decode_layers=fa_decode_layers,
         dense_tail=dense_tail,
@@ -104,7 +107,7 @@ def _print(report: dict[str, Any], every: bool) -> None:
     for row in report["layers"]:
         decode = "yes" if row["fa_decode"] else "-"
         cells = (
-            row["attention"],
+            row["attention"] + (f", KV heads {layer_ranges(heads)} full" if (heads := row["full_heads"]) else ""),
             *(str(row[x] or "-") for x in ("window", "sinks")),
             decode,
             str(row["dense_tail"] or "-"),

@@ -91,12 +91,15 @@ def _saving(recipe: float | None, full: float | None) -> dict[str, float | None]
 
 
 def _row(rule: LayerRule | None, window: int | None, kind: str, release: bool) -> dict[str, Any]:
-    row: dict[str, Any] = {"attention": "full", "window": None, "sinks": 0, "fa_decode": False, "dense_tail": 0}
+    row: dict[str, Any] = {"attention": "full"} | vars(LayerRule()) | {"full_heads": []}
     if rule is None:
         return row | {"attention": f"native ({kind})", "window": window, "kv": "released" if window else "native"}
     if rule.window is None:
         return row | {"kv": "kept"}
-    return {"attention": "sliding", **vars(rule), "kv": "released" if release and not rule.fa_decode else "kept"}
+    row |= {"attention": "sliding", **vars(rule), "full_heads": list(rule.full_heads)}
+    if not release or rule.fa_decode:
+        return row | {"kv": "kept"}
+    return row | {"kv": "released but for full heads" if rule.full_heads else "released"}
 
 
 def _verdict(rules: Sequence[LayerRule | None], length: int, kv: float | None, attention: float | None) -> str:
@@ -111,7 +114,9 @@ def _verdict(rules: Sequence[LayerRule | None], length: int, kv: float | None, a
     if kv is None:
         return "Saves prefill time; what this family keeps in memory is not known here."
     if kv < 1:
-        return f"Saves prefill time and memory: {free} of {len(rules)} layers forget what no later row can see."
+        apart = sum(bool(rule.full_heads) and not rule.fa_decode for rule in sliding)
+        note = f" ({apart} of them in their sliding heads only)" if apart else ""
+        return f"Saves prefill time and memory: {free} of {len(rules)} layers forget what no later row can see{note}."
     if free == 0:
         return "Saves prefill time, not memory: with FA decode, generated tokens see everything, so all KV is kept."
     return f"Saves prefill time, not memory: layers without FA decode ({free}) could release KV, but keep it."

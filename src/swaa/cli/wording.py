@@ -19,11 +19,17 @@ def short_form(config: SWAAConfig) -> str:
         if config.full_layers not in ((), "none"):
             which = config.full_layers
             parts.append(f"{which} layers full" if isinstance(which, str) else f"layers {_join(which)} full")
+        parts += [f"KV heads {head_list(config)} full"] if config.full_heads else []
         if config.fa_decode:
             some = isinstance(config.fa_decode, tuple)
             parts.append(f"FA decode on layers {_join(config.fa_decode)}" if some else "FA decode")
         parts += [f"dense tail {config.dense_tail}"] if config.dense_tail else []
     return ", ".join(parts + ([f"backend {config.backend}"] if config.backend != "auto" else []))
+
+
+def head_list(config: SWAAConfig) -> str:
+    """Write the full heads of a configuration as `--full-heads` takes them: `3:0,2,7:1`."""
+    return ",".join(f"{layer}:{_join(heads)}" for layer, heads in config.full_heads)
 
 
 def _join(layers: Any) -> str:

@@ -185,4 +185,6 @@ def _layer_note(rule: LayerRule | None) -> str:
         return layer_kind(rule)
     parts = [f"window {rule.window}"]
     parts += [f"{rule.sinks} sinks"] * bool(rule.sinks) + [f"dense tail {rule.dense_tail}"] * bool(rule.dense_tail)
+    parts += [f"KV heads {', '.join(map(str, rule.full_heads))} full"] * bool(rule.full_heads)
+    parts += ["FA decode"] * (bool(rule.full_heads) and rule.fa_decode)
     return f"{layer_kind(rule)}: {', '.join(parts)}"

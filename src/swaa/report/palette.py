@@ -18,12 +18,14 @@ DARK_PALETTE = (
 KINDS = {
     "sliding": "#A9D0EC",
     "sliding with FA decode": "#4A94CE",
+    "sliding, some heads full": "#2C6AA3",
     "full": "#173B68",
     "native window, left alone": "#D4D4D4",
 }
 DARK_KINDS = {
     "sliding": "#274B6D",
     "sliding with FA decode": "#3F8CCB",
+    "sliding, some heads full": "#8BBBE6",
     "full": "#CFE6FA",
     "native window, left alone": "#4B525B",
 }
@@ -40,4 +42,6 @@ def layer_kind(rule: LayerRule | None) -> str:
         return "native window, left alone"
     if rule.window is None:
         return "full"
+    if rule.full_heads:
+        return "sliding, some heads full"
     return "sliding with FA decode" if rule.fa_decode else "sliding"

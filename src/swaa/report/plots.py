@@ -107,7 +107,7 @@ def accuracy_against_time(
 def mask_grid(recipes: Mapping[str, SWAAConfig], num_layers: int, *, prompt: int = 48, new: int = 16) -> Figure:
     """Draw what the rows of each recipe's sliding layers see, on a small schematic prompt.
 
-    Where they differ (FA decode in some layers only), the commonest kind is drawn.
+    Where they differ (FA decode in some layers only), the commonest kind is drawn; full heads are causal.
 
     Args:
         recipes: configurations by name.
@@ -131,7 +131,8 @@ def mask_grid(recipes: Mapping[str, SWAAConfig], num_layers: int, *, prompt: int
     colour, geometry = colours(recipes), build_geometry(batch=1, past=0, rows=prompt + new, prompt_end=prompt)
     for index, (name, config) in enumerate(recipes.items()):
         axes = panels[index]
-        sliding = Counter(rule for rule in config.resolve(num_layers) if rule.window is not None)
+        plain = [replace(rule, full_heads=()) for rule in config.resolve(num_layers)]
+        sliding = Counter(rule for rule in plain if rule.window is not None)
         rule = sliding.most_common(1)[0][0] if sliding else LayerRule()
         codes = reasons(geometry, _shrunk(rule, list(recipes.values()), prompt))
         axes.imshow(codes.numpy(), interpolation="nearest", **colour_map(REASONS))
@@ -143,6 +144,8 @@ def mask_grid(recipes: Mapping[str, SWAAConfig], num_layers: int, *, prompt: int
         note = f"{_numbers(config)}\n{num_layers - sliding.total()} of {num_layers} layers full"
         if isinstance(config.fa_decode, tuple):
             note += f", FA decode in {len(config.fa_decode)}"
+        if config.full_heads:
+            note += f", some heads of {len(config.full_heads)}"
         corner: dict[str, Any] = {"xy": (0, 1), "xycoords": "axes fraction", "textcoords": "offset points"}
         axes.annotate(note, xytext=(0, 4), fontsize=SMALL, color=GREY, **corner)
         axes.annotate("●", xytext=(0, 28), fontsize=TEXT, color=colour[name], **corner)
@@ -186,6 +189,8 @@ def layer_map(recipes: Mapping[str, SWAAConfig], model_config: Any) -> Figure:
         axes.annotate(name, xytext=(-14, 5), fontsize=TEXT, color=INK, weight="bold", **left)
         axes.annotate(_numbers(recipes[name]), xytext=(-14, -6), fontsize=SMALL, color=GREY, **left)
         count = f"{plan.count('full')} full"
+        if heads := recipes[name].full_heads:
+            count += f", {len(heads)} in part"
         axes.annotate(count, (1, index + 0.5), xytext=(6, 0), fontsize=SMALL, color=GREY, **place)
     return figure
 
