@@ -67,6 +67,11 @@ class Adaptation:
         """Whether any layer has FA decode."""
         return any(rule is not None and rule.fa_decode for rule in self.rules)
 
+    @property
+    def has_phases(self) -> bool:
+        """Whether it matters which rows are prompt and which are generated: FA decode or a dense tail on any layer."""
+        return self.fa_decode or any(rule is not None and rule.dense_tail > 0 for rule in self.rules)
+
 
 @dataclass(eq=False)
 class _Pass:
@@ -224,10 +229,11 @@ def _makes_cache(decoder: Any, state: Adaptation, kwargs: dict[str, Any]) -> boo
 def _check_dense_rows(state: Adaptation, prompt_length: int | Tensor | None) -> None:
     if prompt_length is not None:
         raise ValueError("give prompt_length or dense_rows, not both: each says which rows are generated")
-    if not state.fa_decode:
+    if not state.has_phases:
         raise ValueError(
             "dense_rows marks rows of generated tokens, which see everything on layers with FA decode, but no layer of "
-            "this configuration has it: set fa_decode, or leave dense_rows out"
+            "this configuration has it (nor a dense tail, which ends where they begin): set fa_decode, or leave "
+            "dense_rows out"
         )
 
 
@@ -263,6 +269,7 @@ def attention(
     rule = swaa.adaptation.rules[layer]
     if rule is None:
         attend = _native_attention(module, swaa.adaptation.native)
+        attention_mask = _segments_apart(attention_mask, swaa.geometry)
         if softcap is not None:
             kwargs["softcap"] = softcap
         if s_aux is not None:
@@ -270,6 +277,10 @@ def attention(
         return attend(module, query, key, value, attention_mask, scaling=scaling, dropout=dropout, **kwargs)
     if foreign := [name for name in _FOREIGN_ARGUMENTS if kwargs.get(name) is not None]:
         raise AdaptError(f"{type(module).__name__} passes {foreign} to its attention, which no backend here knows")
+    if torch.is_autocast_enabled(query.device.type):
+        # RoPE leaves queries and keys in float32 where the weights are: to a kernel the three must be of one type.
+        kind = torch.get_autocast_dtype(query.device.type)
+        query, key, value = query.to(kind), key.to(kind), value.to(kind)
     geometry = swaa.geometry
     held = swaa.cache.layers[layer] if swaa.cache is not None else None
     options: dict[str, Any] = {
@@ -293,6 +304,14 @@ def attention(
 def _native_attention(module: nn.Module, native: str) -> Callable[..., tuple[Tensor, Tensor | None]]:
     eager = sys.modules[type(module).__module__].eager_attention_forward
     return ALL_ATTENTION_FUNCTIONS.get_interface(native, eager)
+
+
+def _segments_apart(mask: Tensor | None, geometry: Geometry) -> Tensor | None:
+    """Keep packed segments apart on a native layer: not every family tells its masks of positions (gpt-oss)."""
+    if mask is None or mask.ndim != 4 or geometry.segments is None or not bool((geometry.segments > 0).any()):
+        return mask
+    other = geometry.segments[:, None, geometry.past :, None] != geometry.segments[:, None, None]
+    return mask.masked_fill(other.to(mask.device), False if mask.dtype == torch.bool else torch.finfo(mask.dtype).min)
 
 
 def _mask(*, native: str, attention_mask: Tensor | None, kv_length: int, kv_offset: int, **kwargs: Any) -> Any:

@@ -9,10 +9,11 @@ from transformers.utils import cached_file
 
 from swaa.adapting import adapt, adaptation
 from swaa.config import ConfigError, SWAAConfig
+from swaa.models import DEFAULT_MODEL, default_model_path
 
 # PEFT's own adapter_config.json drops what it does not know, so the adaptation lies in a file beside it.
 ADAPTATION_FILE = "swaa_config.json"
-_PEFT_FILE = "adapter_config.json"
+PEFT_FILE = "adapter_config.json"
 
 
 def save(model: Any, path: str | Path) -> None:
@@ -50,10 +51,8 @@ def load(name: str | Path, config: SWAAConfig | None = None, **kwargs: Any) -> P
     """
     names: list[str] = ["revision", "token", "cache_dir", "local_files_only", "subfolder"]
     hub: dict[str, Any] = {key: kwargs[key] for key in names if key in kwargs}
-    if _find(name, _PEFT_FILE, hub):
-        from peft import AutoPeftModelForCausalLM
-
-        model = AutoPeftModelForCausalLM.from_pretrained(name, **kwargs)
+    if _find(name, PEFT_FILE, hub):
+        model = _load_adapter(name, hub, kwargs)
         file = _find(name, ADAPTATION_FILE, hub)
         stored = json.loads(Path(file).read_text()) if file else None
     else:
@@ -64,6 +63,18 @@ def load(name: str | Path, config: SWAAConfig | None = None, **kwargs: Any) -> P
             raise ConfigError(f"{name} stores no adaptation: pass config=SWAAConfig(..)")
         config = SWAAConfig.from_dict(stored)
     return adapt(model, config)
+
+
+def _load_adapter(name: str | Path, hub: dict[str, Any], kwargs: dict[str, Any]) -> Any:
+    from peft import AutoPeftModelForCausalLM, PeftConfig, PeftModel
+
+    if PeftConfig.from_pretrained(str(name), **hub).base_model_name_or_path != DEFAULT_MODEL:
+        return AutoPeftModelForCausalLM.from_pretrained(name, **kwargs)
+    # The small default model goes by a name of ours, so that an adapter for it works on every machine.
+    base = AutoModelForCausalLM.from_pretrained(
+        default_model_path(), **{k: x for k, x in kwargs.items() if k not in hub}
+    )
+    return PeftModel.from_pretrained(base, str(name), **hub)
 
 
 def _find(name: str | Path, file: str, hub: dict[str, Any]) -> str | None:

@@ -42,11 +42,16 @@ def read_json(path: str | Path) -> Any:
     try:
         return json.loads(text)
     except json.JSONDecodeError as whole:
-        lines = [line for line in text.split("\n") if line.strip()]
-        try:
-            return [json.loads(line) for line in lines]
-        except json.JSONDecodeError:
-            raise ValueError(f"{str(path)!r} is neither JSON nor a JSON object a line: {whole}") from None
+        rows = []
+        for number, line in enumerate(text.split("\n"), start=1):
+            try:
+                rows += [json.loads(line)] if line.strip() else []
+            except json.JSONDecodeError as error:
+                raise ValueError(
+                    f"{str(path)!r} is neither JSON nor a JSON object a line: {whole} as a whole, and line {number} "
+                    f"is broken: {error.msg}"
+                ) from None
+        return rows
 
 
 def read_rows(path: str, schemas: Iterable[Iterable[str]]) -> list[dict[str, Any]]:
@@ -64,6 +69,8 @@ def read_rows(path: str, schemas: Iterable[Iterable[str]]) -> list[dict[str, Any
     local = Path(path).expanduser()
     if local.is_file():
         rows = _read_parquet(local) if local.suffix == ".parquet" else read_json(local)
+        # One line is JSON as a whole too.
+        rows = [rows] if local.suffix == ".jsonl" and isinstance(rows, dict) else rows
     elif local.exists() or path.count("/") == 0 or path.startswith((".", "/", "~")):
         raise ValueError(f"{path!r} is neither a file nor a hub id such as owner/name")
     else:

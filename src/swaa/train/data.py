@@ -1,0 +1,156 @@
+"""Training data: conversations or prompts with answers, as token ids with a flag for each token that is trained."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from swaa.tasks.base import continuation_ids, encode, leading_ids
+from swaa.tasks.datafile import read_rows
+from swaa.train.chat import ChatMarks, Piece
+
+_ROLES = ("system", "user", "assistant")
+
+
+@dataclass(frozen=True)
+class Example:
+    """One sample: a prompt and its answer, or a conversation.
+
+    Args:
+        ids: token ids, special tokens included.
+        answer: for each token, whether the model says it (it is trained), the token that ends an answer included.
+
+    Raises:
+        ValueError: no token is trained, or the first one is, which nothing predicts.
+    """
+
+    ids: tuple[int, ...]
+    answer: tuple[bool, ...]
+
+    def __post_init__(self) -> None:
+        """Check that there is something to train on."""
+        if len(self.ids) != len(self.answer):
+            raise ValueError(f"{len(self.ids)} token ids, but flags for {len(self.answer)}")
+        if not any(self.answer):
+            raise ValueError("there is no answer to train on")
+        if self.answer[0]:
+            raise ValueError("the first token belongs to an answer: there is no prompt in front of it")
+
+
+def read_data(path: str | Path) -> list[dict[str, Any]]:
+    """Read training data: rows with `prompt` and `answer`, or with `messages` (turns with `role` and `content`).
+
+    Args:
+        path: a parquet, JSON or JSONL file, or a hub id, see `swaa.tasks.datafile.read_rows`.
+
+    Raises:
+        ValueError: the data cannot be read, or a row is wrong; the message names the row, counted from 1.
+    """
+    # Any fields: what is needed is said below, with the number of the row.
+    rows = read_rows(str(path), [()])
+    for number, row in enumerate(rows, start=1):
+        try:
+            _check(row)
+        except ValueError as error:
+            raise ValueError(f"{path}, row {number}: {error}") from error
+    return rows
+
+
+def make_examples(
+    rows: Sequence[dict[str, Any]], tokenizer: Any, *, max_length: int | None = None
+) -> tuple[list[Example], int]:
+    """Tokenise training data in the model's chat template, or as plain text where it has none.
+
+    Every piece of text is encoded as it is at inference: the prompt by itself, then the answer that follows it.
+
+    Args:
+        rows: what `read_data` returns.
+        tokenizer: a transformers tokenizer.
+        max_length: samples of more tokens are left out, never cut: a cut answer teaches to stop early.
+
+    Returns:
+        the examples, and how many were left out.
+
+    Raises:
+        ValueError: a row cannot be rendered, `messages` without a chat template, or no row fits.
+    """
+    marks = ChatMarks(tokenizer) if getattr(tokenizer, "chat_template", None) else None
+    examples: list[Example] = []
+    lengths = []
+    for number, row in enumerate(rows, start=1):
+        try:
+            example = _example(row, tokenizer, marks)
+        except ValueError as error:
+            raise ValueError(f"row {number}: {error}") from error
+        lengths.append(len(example.ids))
+        if max_length is None or len(example.ids) <= max_length:
+            examples.append(example)
+    if not examples:
+        raise ValueError(f"no sample fits in max_length={max_length}: the shortest has {min(lengths)} tokens")
+    return examples, len(lengths) - len(examples)
+
+
+def pack(examples: Iterable[Example], length: int) -> list[list[Example]]:
+    """Put several examples into one row, each into the first row that has room; the order of rows is that of the data.
+
+    Args:
+        examples: what to pack.
+        length: tokens of a row. A longer example gets a row of its own.
+    """
+    rows: list[list[Example]] = []
+    room: list[int] = []
+    for example in examples:
+        size = len(example.ids)
+        index = next((i for i, left in enumerate(room) if size <= left), None)
+        if index is None:
+            rows.append([example])
+            room.append(length - size)
+        else:
+            rows[index].append(example)
+            room[index] -= size
+    return rows
+
+
+def _check(row: dict[str, Any]) -> None:
+    # A parquet file has all fields in every row, some of them empty.
+    if (messages := row.get("messages")) is not None:
+        if not isinstance(messages, list) or not messages:
+            raise ValueError("`messages` must be a list of turns such as {'role': 'user', 'content': '..'}")
+        for turn in messages:
+            if not isinstance(turn, dict) or not isinstance(turn.get("content"), str):
+                raise ValueError(f"a turn needs a text `content`, and this one is {turn!r}")
+            if turn.get("role") not in _ROLES:
+                raise ValueError(f"role {turn.get('role')!r} is not known: use one of {', '.join(_ROLES)}")
+        if not any(turn["role"] == "assistant" for turn in messages):
+            raise ValueError("no turn has the role 'assistant': there is nothing to train on")
+        return
+    for field in ("prompt", "answer"):
+        if not isinstance(row.get(field), str) or not row[field]:
+            found = f"it is {row[field]!r}" if field in row else f"the row has {', '.join(sorted(row)) or 'no field'}"
+            raise ValueError(
+                f"needed are `prompt` and `answer`, both text, or `messages`; `{field}` is missing: {found}"
+            )
+
+
+def _example(row: dict[str, Any], tokenizer: Any, marks: ChatMarks | None) -> Example:
+    if marks is None:
+        if row.get("messages") is not None:
+            raise ValueError("`messages` need a chat template and the tokenizer has none: use `prompt` and `answer`")
+        pieces = [Piece(row["prompt"], False), Piece(row["answer"], True)]
+    else:
+        pieces = marks.pieces(
+            row.get("messages")
+            or [{"role": "user", "content": row["prompt"]}, {"role": "assistant", "content": row["answer"]}]
+        )
+    ids: list[int] = [] if marks else leading_ids(tokenizer)
+    answer = [False] * len(ids)
+    before = ""
+    for piece in pieces:
+        new = continuation_ids(tokenizer, before, piece.text) if before else encode(tokenizer, piece.text)
+        ids += new
+        answer += [piece.said] * len(new)
+        before = piece.text
+    if marks is None and tokenizer.eos_token_id is not None:
+        ids.append(tokenizer.eos_token_id)
+        answer.append(True)
+    return Example(tuple(ids), tuple(answer))

@@ -1,0 +1,150 @@
+"""One fine-tuning from beginning to end, in a folder that can be continued."""
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from swaa.adapting import adaptation, parts
+from swaa.results import command_line, environment, model_revision, replace_json
+from swaa.storage import PEFT_FILE, save
+from swaa.tasks import Sample
+from swaa.train.data import Example, pack
+from swaa.train.lora import add_lora
+from swaa.train.settings import TrainSettings
+from swaa.train.trainer import Show, SwaaTrainer
+
+RECORD = "train.json"
+CHECKPOINTS = "checkpoints"
+# What changes how the run is watched and on what machine it runs, but not what is trained.
+_FREE_TO_CHANGE = ("eval_steps", "save_steps", "log_steps", "report_to", "cpu")
+
+
+def fine_tune(
+    model: Any,
+    tokenizer: Any,
+    examples: Sequence[Example],
+    output: str | Path,
+    settings: TrainSettings | None = None,
+    *,
+    eval_examples: Sequence[Example] = (),
+    needles: Sequence[Sample] = (),
+    base: str | None = None,
+    show: Show | None = None,
+) -> dict[str, Any]:
+    """Fine-tune an adapted model on examples, and save it: an adapter, or a whole model where all weights are trained.
+
+    A folder that holds a part of the same run is continued from its last checkpoint, to the same result.
+
+    Args:
+        model: an adapted model; with LoRA its weights are frozen and it is wrapped in place.
+        tokenizer: its tokenizer.
+        examples: training data (`swaa.train.make_examples`).
+        output: folder for the result, the checkpoints and `train.json`.
+        settings: of the training; None: the defaults.
+        eval_examples: held-out data, for the NLL during training.
+        needles: retrieval samples, for the accuracy during training.
+        base: name by which an adapter finds the model again; None: the name or folder it was loaded from.
+        show: called with the step and the metrics, whenever there are some.
+
+    Returns:
+        the content of `train.json`: what was trained, by which command and where, and `log`: the metrics of each step.
+
+    Raises:
+        ValueError: the model carries no adaptation, or `output` holds something else or a finished run.
+    """
+    settings = settings or TrainSettings()
+    state = adaptation(model)
+    if state is None:
+        raise ValueError("the model carries no adaptation to train under: call swaa.adapt first")
+    output = Path(output).expanduser()
+    decoder_config = parts(model)[0].config
+    record: dict[str, Any] = {
+        "command": command_line(),
+        "model": base or decoder_config.name_or_path,
+        "model_revision": model_revision(model),
+        "config": state.config.to_dict(),
+        "settings": asdict(settings),
+        "data": _fingerprint(examples),
+        "examples": len(examples),
+        "environment": environment(),
+    }
+    started = _open(output, record)
+    if settings.lora is not None:
+        from transformers import set_seed
+
+        set_seed(settings.seed)
+        model = add_lora(model, settings.lora)
+    rows = [[example] for example in examples] if settings.pack is None else pack(examples, settings.pack)
+    uses_cache = getattr(decoder_config, "use_cache", True)
+    checkpoint = _last_checkpoint(output / CHECKPOINTS) if started else None
+    arguments = settings.arguments(
+        output / CHECKPOINTS, evaluates=bool(eval_examples or needles), resumes=checkpoint is not None
+    )
+    trainer = SwaaTrainer(model, arguments, rows, tokenizer, eval_examples=eval_examples, needles=needles, show=show)
+    try:
+        trainer.train(resume_from_checkpoint=checkpoint)
+    finally:
+        # The Trainer switches the cache off, and would leave it off in what is saved.
+        decoder_config.use_cache = uses_cache
+    measured = [line["step"] for line in trainer.state.log_history if any(name.startswith("eval_") for name in line)]
+    if (eval_examples or needles) and measured[-1:] != [trainer.state.global_step]:
+        trainer.evaluate()
+    trainer.accelerator.wait_for_everyone()
+    record |= {"rows": len(rows), "steps": trainer.state.global_step, "log": trainer.state.log_history}
+    if trainer.is_world_process_zero():
+        save(model, output)
+        tokenizer.save_pretrained(output)
+        if settings.lora is not None:
+            # Only now: PEFT looks the name up on the hub with every save, and may not find one of ours there.
+            file = output / PEFT_FILE
+            content = json.loads(file.read_text(encoding="utf-8"))
+            replace_json(file, content | {"base_model_name_or_path": record["model"]})
+        replace_json(output / RECORD, record)
+    return record
+
+
+def _open(output: Path, record: dict[str, Any]) -> bool:
+    """Start the folder, or go on in it: tell which.
+
+    Raises:
+        ValueError: it holds a finished run, another one, or something else.
+    """
+    file = output / RECORD
+    if not file.exists():
+        if output.exists() and (not output.is_dir() or any(output.iterdir())):
+            raise ValueError(f"{output} is not empty and holds no run: choose another --output")
+        output.mkdir(parents=True, exist_ok=True)
+        replace_json(file, record)
+        return False
+    there = json.loads(file.read_text(encoding="utf-8"))
+    old, new = _identity(there), _identity(json.loads(json.dumps(record)))
+    if different := [name for name in new if old.get(name) != new[name]]:
+        values = "; ".join(f"{name} is {old.get(name)} there and {new[name]} here" for name in different)
+        raise ValueError(
+            f"{output} holds another run: {values}. Choose another --output, or repeat its own command: "
+            f"{there.get('command')}"
+        )
+    if "log" in there:
+        raise ValueError(f"{output} holds this run, finished: choose another --output to train again")
+    return True
+
+
+def _identity(record: dict[str, Any]) -> dict[str, Any]:
+    own = {name: record[name] for name in ("model", "model_revision", "config", "data")}
+    return own | {name: x for name, x in record["settings"].items() if name not in _FREE_TO_CHANGE}
+
+
+def _fingerprint(examples: Sequence[Example]) -> str:
+    digest = hashlib.sha256()
+    for example in examples:
+        digest.update(repr((example.ids, example.answer)).encode())
+    return digest.hexdigest()
+
+
+def _last_checkpoint(folder: Path) -> str | None:
+    from transformers.trainer_utils import get_last_checkpoint
+
+    return get_last_checkpoint(str(folder)) if folder.is_dir() else None

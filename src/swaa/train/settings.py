@@ -1,0 +1,110 @@
+"""What a fine-tuning is, beside the model, the recipe and the data."""
+
+import math
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from swaa.train.lora import Lora
+
+if TYPE_CHECKING:
+    from transformers import TrainingArguments
+
+
+@dataclass(frozen=True)
+class TrainSettings:
+    """Settings of a fine-tuning. The defaults are those of arXiv 2512.10411.
+
+    Args:
+        lora: the adapters; None: all weights are trained.
+        learning_rate: of AdamW; after the warm-up it falls to 0 along a line.
+        epochs: times that the data is seen.
+        max_steps: optimizer steps instead of `epochs`; None: epochs count.
+        warmup: share of the steps in which the learning rate grows.
+        batch_size: rows a pass, on each device.
+        accumulate: passes a step.
+        pack: tokens of a row into which several samples are packed; None: a sample a row.
+        gradient_checkpointing: compute the layers again in the backward pass, to save memory.
+        bf16: compute in bfloat16 (weights that are trained stay float32).
+        eval_steps: steps between evaluations; None: one before training and one after each epoch.
+        save_steps: steps between checkpoints; None: one after each epoch.
+        log_steps: steps between lines of metrics.
+        report_to: Trainer integrations that get the metrics ("tensorboard", "wandb", ..).
+        seed: of adapters, order and dropout.
+        cpu: compute on the CPU although there is a GPU.
+        more: further arguments of `transformers.TrainingArguments`.
+
+    Raises:
+        ValueError: a value is out of range; the message names it.
+    """
+
+    lora: Lora | None = field(default_factory=Lora)
+    learning_rate: float = 1e-4
+    epochs: float = 1.0
+    max_steps: int | None = None
+    warmup: float = 0.05
+    batch_size: int = 1
+    accumulate: int = 8
+    pack: int | None = None
+    gradient_checkpointing: bool = False
+    bf16: bool = False
+    eval_steps: int | None = None
+    save_steps: int | None = None
+    log_steps: int = 10
+    report_to: tuple[str, ...] = ()
+    seed: int = 0
+    cpu: bool = False
+    more: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        """Check every value."""
+        for name in ("max_steps", "batch_size", "accumulate", "pack", "eval_steps", "save_steps", "log_steps"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"{name}={value}: use 1 or more")
+        for name in ("learning_rate", "epochs"):
+            if not 0 < getattr(self, name) < math.inf:
+                raise ValueError(f"{name}={getattr(self, name)}: use a number above 0")
+        if not 0 <= self.warmup < 1:
+            raise ValueError(f"warmup={self.warmup} is no share: use 0 or more and less than 1")
+
+    def arguments(self, folder: Path, *, evaluates: bool, resumes: bool = False) -> "TrainingArguments":
+        """Return the Trainer's arguments.
+
+        Args:
+            folder: for the checkpoints.
+            evaluates: whether there is something to evaluate on.
+            resumes: whether a checkpoint is continued: then there is no evaluation before training.
+        """
+        from transformers import TrainingArguments
+
+        # Newer versions of transformers warn of the older name.
+        word = "activation" if hasattr(TrainingArguments, "activation_checkpointing") else "gradient"
+        evaluation = "no" if not evaluates else "steps" if self.eval_steps else "epoch"
+        options: dict[str, Any] = {
+            "output_dir": str(folder),
+            "learning_rate": self.learning_rate,
+            "num_train_epochs": self.epochs,
+            "max_steps": self.max_steps or -1,
+            "warmup_steps": self.warmup,
+            "per_device_train_batch_size": self.batch_size,
+            "per_device_eval_batch_size": self.batch_size,
+            "gradient_accumulation_steps": self.accumulate,
+            f"{word}_checkpointing": self.gradient_checkpointing,
+            f"{word}_checkpointing_kwargs": {"use_reentrant": False},
+            "bf16": self.bf16,
+            "eval_strategy": evaluation,
+            "eval_steps": self.eval_steps,
+            "eval_on_start": evaluates and not resumes,
+            "save_strategy": "steps" if self.save_steps else "epoch",
+            "save_steps": self.save_steps or 500,
+            "logging_steps": self.log_steps,
+            "report_to": list(self.report_to) or "none",
+            "seed": self.seed,
+            "use_cpu": self.cpu,
+            # The model's forward does not name `dense_rows`: a hook takes it.
+            "remove_unused_columns": False,
+            "label_names": ["labels"],
+            "disable_tqdm": True,
+        }
+        return TrainingArguments(**{**options, **self.more})
