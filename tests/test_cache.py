@@ -4,7 +4,7 @@ import copy
 
 import pytest
 import torch
-from transformers import DynamicCache, QuantizedCache, StaticCache
+from transformers import AutoConfig, AutoModelForCausalLM, DynamicCache, QuantizedCache, StaticCache
 
 import swaa
 from families import FAMILIES, tiny_model
@@ -315,3 +315,23 @@ def test_quantised_caches_work_and_keep_everything():
     assert cache.get_seq_length() == 69
     swaa.adapt(model, config.replace(release_kv=False))
     assert torch.equal(quantised, generate()[0])
+
+
+def test_keys_that_other_layers_use_are_kept():
+    """Gemma 3n: its last layers attend to the keys of earlier ones, and would look for released ones."""
+    shape = {"vocab_size": 101, "vocab_size_per_layer_input": 101, "hidden_size": 32, "intermediate_size": 64}
+    shape |= {"num_hidden_layers": 4, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 8}
+    shape |= {"hidden_size_per_layer_input": 8, "laurel_rank": 4, "num_kv_shared_layers": 2, "altup_num_inputs": 2}
+    shape |= {"layer_types": ["full_attention"] * 4, "activation_sparsity_pattern": [0.0] * 4}
+    config = AutoConfig.for_model("gemma3n_text", **shape, pad_token_id=0, eos_token_id=None)
+    model = AutoModelForCausalLM.from_config(config).eval()
+    ids = torch.randint(3, 101, (1, 40))
+    tokens = [
+        swaa.adapt(model, swaa.SWAAConfig(window=7, release_kv=release)).generate(
+            ids, max_new_tokens=12, do_sample=False
+        )
+        for release in (True, False)
+    ]
+    assert torch.equal(*tokens)
+    cache = swaa.adapt(model, swaa.SWAAConfig(window=7))(ids).past_key_values
+    assert not any(isinstance(layer, SinkWindowLayer) for layer in cache.layers)
