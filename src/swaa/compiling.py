@@ -63,17 +63,20 @@ def _modules(model: nn.Module) -> list[nn.Module]:
     base, decoder = parts(model)
     norms = [child for name, child in decoder.named_children() if "norm" in name]
     head = base.get_output_embeddings()
-    return [*_decoder_layers(decoder), *norms, *([] if head is None else [head])]
+    return [*decoder_layers(decoder), *norms, *([] if head is None else [head])]
 
 
-def _decoder_layers(decoder: Any) -> nn.ModuleList:
+def decoder_layers(decoder: Any) -> nn.ModuleList:
+    """Return the list of a decoder's layers.
+
+    Raises:
+        AdaptError: there is no such list.
+    """
     count = decoder.config.num_hidden_layers
     for child in decoder.children():
         if isinstance(child, nn.ModuleList) and len(child) == count:
             return child
-    raise AdaptError(
-        f"{type(decoder).__name__} keeps its layers in no list of {count} modules: they cannot be compiled"
-    )
+    raise AdaptError(f"{type(decoder).__name__} keeps its layers in no list of {count} modules")
 
 
 class _Shared:

@@ -21,6 +21,7 @@ REFERENCE_NAMES = {
     "force_fa_decode": "fa_decode",
     "non_sliding_layers": "full_layers",
 }
+_FILES = (".json", ".yaml", ".yml")
 
 
 @dataclass(frozen=True)
@@ -71,7 +72,7 @@ class SWAAConfig:
         sinks: the first tokens of a row ("keep first"), visible to every later row.
         full_layers: layers that keep full attention: a list of layer numbers from 0, or a pattern: `"none"`, `"odd"`
             (1, 3, 5, ..), `"even"`, `"all"`, `"1/4"` (every fourth, from layer 1 as in the paper), `"1/4@3"` (every
-            fourth, from layer 3).
+            fourth, from layer 3); or the path of a layer plan of `swaa select` (`"plan.json"`), whose layers are read.
         fa_decode: rows of generated tokens see everything: True, False, or a list of the layers where they do.
         dense_tail: the last prompt rows that see everything (the question, say).
         release_kv: layers without FA decode release the keys and values that no later row can see.
@@ -94,6 +95,8 @@ class SWAAConfig:
 
     def __post_init__(self) -> None:
         """Normalise lists to tuples and check every value."""
+        if isinstance(self.full_layers, str | Path) and Path(self.full_layers).suffix in _FILES:
+            object.__setattr__(self, "full_layers", _layers_of_file(Path(self.full_layers)))
         for name in ("full_layers", "fa_decode"):
             value = getattr(self, name)
             if isinstance(value, Iterable) and not isinstance(value, str):
@@ -191,7 +194,7 @@ class SWAAConfig:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "SWAAConfig":
-        """Build a configuration from a plain dict, ours or the reference project's.
+        """Build a configuration from a plain dict, ours, a recipe's or layer plan's, or the reference project's.
 
         Of the reference's settings a null window means full attention whatever else is set, and a layer list that
         runs past the model's depth in even steps becomes the pattern that it stands for, as it has there.
@@ -203,6 +206,8 @@ class SWAAConfig:
             raise ConfigError(f"a configuration is a mapping of fields, not {type(values).__name__}")
         if "swaa_config" in values:
             values = values["swaa_config"]
+        elif "config" in values:  # a recipe, or a layer plan
+            return cls.from_dict(values["config"])
         if REFERENCE_NAMES.keys() & values.keys():
             return cls._from_reference(values)
         _check_keys(values)
@@ -272,6 +277,14 @@ def read_structured(path: str | Path) -> Any:
 
 def _is_yaml(path: Path) -> bool:
     return path.suffix in (".yaml", ".yml")
+
+
+def _layers_of_file(path: Path) -> tuple[int, ...] | str:
+    """Return the full layers of a layer plan, a recipe or a configuration file."""
+    content = read_structured(path)
+    if not isinstance(content, Mapping):
+        raise ConfigError(f"full_layers={str(path)!r} holds no layer plan: name a file that `swaa select` wrote")
+    return SWAAConfig.from_dict(content).full_layers
 
 
 def _check_keys(values: Mapping[str, Any]) -> None:

@@ -4,7 +4,7 @@ Where a family keeps something else than plain keys and values, the answer is No
 """
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from swaa.config import LayerRule
 
@@ -143,6 +143,43 @@ def prefill_flops(
         # A KV head stands for heads[0] / heads[1] query heads.
         attention += 4.0 * heads[0] / heads[1] * heads[2] * pairs
     return 2.0 * parameters * prompt, attention
+
+
+class RelativeCost(NamedTuple):
+    """What an adaptation costs, each as a fraction of what full attention costs; None where it is not known.
+
+    Args:
+        flops: arithmetic of the prefill, matrix products with weights included.
+        attention: arithmetic of the prefill's attention alone.
+        kv: bytes of keys and values that are held once the prompt is complete.
+    """
+
+    flops: float | None
+    attention: float | None
+    kv: float | None
+
+
+def relative_cost(
+    model_config: Any, rules: Sequence[LayerRule | None], length: int, parameters: int, *, release_kv: bool
+) -> RelativeCost:
+    """Compare an adaptation's costs with those of full attention, see `prefill_flops` and `kv_bytes`.
+
+    Args:
+        model_config: the model's configuration of transformers, a composite one too.
+        rules: what `swaa.adapting.plan_layers` returns.
+        length: tokens of the prompt.
+        parameters: parameters that a token passes through (`active_parameters`).
+        release_kv: as in `kept_tokens`.
+    """
+    full = [None if rule is None else LayerRule() for rule in rules]
+    linear, attention = prefill_flops(model_config, rules, length, parameters)
+    _, whole = prefill_flops(model_config, full, length, parameters)
+    held = kv_bytes(model_config, rules, length, release_kv=release_kv)
+    kept = kv_bytes(model_config, full, length, release_kv=False)
+    memory = held / kept if held is not None and kept else None
+    if attention is None or whole is None:
+        return RelativeCost(None, None, memory)
+    return RelativeCost((linear + attention) / (linear + whole), attention / whole if whole else None, memory)
 
 
 def active_parameters(model: Any) -> int:

@@ -26,6 +26,7 @@ class Recipe:
         generation: generation settings: `chain_of_thought`: "none", "prompt" (an instruction to reason first) or
             "thinking" (the chat template's thinking switch) (arXiv 2512.10411, method 4).
         provenance: where it comes from.
+        plan: how the full layers were chosen, for a layer plan (`swaa.select.plan`): `method`, `scores`, .. .
     """
 
     name: str
@@ -33,9 +34,12 @@ class Recipe:
     description: str = ""
     generation: dict[str, Any] = field(default_factory=dict, hash=False)
     provenance: str = ""
+    plan: dict[str, Any] = field(default_factory=dict, hash=False)
 
     def __post_init__(self) -> None:
         """Check the generation settings."""
+        if not isinstance(self.plan, Mapping):
+            raise ConfigError(f"recipe {self.name!r}: plan is no mapping; leave it out, or let `swaa select` write it")
         if not isinstance(self.name, str) or not isinstance(self.generation, Mapping):
             raise ConfigError(
                 f"recipe {self.name!r}: the name must be text, and generation a mapping such as "
@@ -59,7 +63,8 @@ class Recipe:
     def to_dict(self) -> dict[str, Any]:
         """Return the content of the recipe's file."""
         content = {"description": self.description, "config": self.config.to_dict()}
-        return content | {"generation": dict(self.generation), "provenance": self.provenance}
+        content |= {"generation": dict(self.generation), "provenance": self.provenance}
+        return content | ({"plan": dict(self.plan)} if self.plan else {})
 
     def to_yaml(self) -> str:
         """Return the recipe as its YAML file."""
@@ -89,7 +94,7 @@ def recipe_names() -> list[str]:
 
 
 def load_recipe(name: str | Path) -> Recipe:
-    """Load a shipped recipe by name, or a recipe or configuration file (YAML or JSON) by path.
+    """Load a shipped recipe by name, or a recipe, layer plan or configuration file (YAML or JSON) by path.
 
     Raises:
         ConfigError: there is no such recipe, or its content is wrong.

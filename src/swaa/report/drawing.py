@@ -72,10 +72,17 @@ def quiet(axes: Axes, spines: Sequence[str]) -> None:
 
 def logarithmic(axes: Axes, ticks: Mapping[float, str]) -> None:
     """Make both axes logarithmic: labels at the given places below, and at 1, 2 and 5 of each decade at the left."""
-    axes.set(xscale="log", yscale="log")
-    axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-    axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
+    axes.set(xscale="log")
+    logarithmic_up(axes, (1, 2, 5))
     axes.set_xticks(list(ticks), list(ticks.values()))
+    axes.minorticks_off()
+
+
+def logarithmic_up(axes: Axes, places: Sequence[float] = (1, 1.5, 2, 3, 5, 7)) -> None:
+    """Make the vertical axis logarithmic, with plain numbers at the given places of each decade."""
+    axes.set(yscale="log")
+    axes.yaxis.set_major_locator(LogLocator(subs=places))
+    axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
     axes.minorticks_off()
 
 

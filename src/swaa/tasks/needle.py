@@ -2,7 +2,7 @@
 
 import random
 from dataclasses import dataclass
-from typing import Any, ClassVar, get_args
+from typing import Any, ClassVar, Literal, get_args
 
 from swaa.prose import Haystack, Split, haystack, sentence_ends
 from swaa.registry import suggestion
@@ -16,6 +16,7 @@ from swaa.tasks.base import (
     encode,
     user_turn,
 )
+from swaa.tasks.words import name
 
 # Adjectives and nouns of the keys; no word is in both splits.
 _WORDS: dict[Split, tuple[str, str]] = {
@@ -28,12 +29,28 @@ _WORDS: dict[Split, tuple[str, str]] = {
         "apple bridge castle desert eagle forest guitar harbor insect jungle ladder mirror notebook ocean pillow shed",
     ),
 }
-_INTRODUCTION = (
-    "Read the following text carefully. Some facts about magic numbers are hidden in it. Remember them, and then "
-    "answer the question at the end of the text.\n\n"
-)
 _MOST_KEYS = 16
 _MIN_HAYSTACK = 32
+
+
+@dataclass(frozen=True)
+class Wording:
+    """How needles are told and asked for; `{key}` stands for the key.
+
+    Attributes:
+        introduction: what the user says before the text.
+        stem: the needle up to its answer; the forced prefix repeats it.
+        question: what the user says after the text.
+        answers: `"number"` (of `Needle.digits` digits) or `"name"` (`swaa.tasks.words.name`).
+    """
+
+    introduction: str = (
+        "Read the following text carefully. Some facts about magic numbers are hidden in it. Remember them, and then "
+        "answer the question at the end of the text."
+    )
+    stem: str = "The special magic number for {key} is"
+    question: str = "What is the special magic number for {key}?"
+    answers: Literal["number", "name"] = "number"
 
 
 @dataclass(frozen=True)
@@ -52,12 +69,14 @@ class Needle:
         depth: range of the depths, 0 to 1. Each is drawn from it, then moved to the nearest sentence boundary inside
             the range; a range without any (a point, a prompt below some 200 tokens) takes the nearest one at all.
         digits: digits of a number.
+        wording: the texts around haystack and answers.
     """
 
     keys: int = 1
     haystack: Haystack = "prose"
     depth: tuple[float, float] = (0.05, 0.70)
     digits: int = 7
+    wording: Wording = Wording()
     kind: ClassVar[Kind] = "retrieval"
 
     def __post_init__(self) -> None:
@@ -116,28 +135,36 @@ class Needle:
 
     def _draft(self, tokenizer: Any, seed: int, split: Split, index: int, reasoning: Reasoning) -> "_Draft":
         rng = random.Random(f"needle/{split}/{seed}/{index}")
-        adjectives, nouns = (rng.sample(words.split(), self.keys) for words in _WORDS[split])
-        numbers: list[str] = []
-        while len(numbers) < self.keys:
-            number = str(rng.randrange(10 ** (self.digits - 1), 10**self.digits))
-            numbers += [number] if number not in numbers else []
-        stems = [f"The special magic number for {a} {n} is" for a, n in zip(adjectives, nouns, strict=True)]
-        needles = [f"{stem} {number}." for stem, number in zip(stems, numbers, strict=True)]
+        adjectives, nouns = (rng.sample(listed.split(), self.keys) for listed in _WORDS[split])
+        keys = [f"{a} {n}" for a, n in zip(adjectives, nouns, strict=True)]
+        answers: list[str] = []
+        while len(answers) < self.keys:
+            answer = self._answer(rng, split)
+            answers += [answer] if answer not in answers else []
+        said = self.wording
+        stems = [said.stem.format(key=key) for key in keys]
+        needles = [f"{stem} {answer}." for stem, answer in zip(stems, answers, strict=True)]
         before, after = user_turn(tokenizer, reasoning)
-        question = f"\n\nWhat is the special magic number for {adjectives[0]} {nouns[0]}?{after}"
+        question = f"\n\n{said.question.format(key=keys[0])}{after}"
         prefix = stems[0] if after.endswith("\n") else f" {stems[0]}"
-        lead, question_ids = encode(tokenizer, before + _INTRODUCTION), continuation_ids(tokenizer, "a", question)
+        lead = encode(tokenizer, f"{before}{said.introduction}\n\n")
+        question_ids = continuation_ids(tokenizer, "a", question)
         return _Draft(
             needles=needles,
             depths=[rng.uniform(*self.depth) for _ in needles],
             lead_ids=lead,
             question_ids=question_ids,
             prefix_ids=continuation_ids(tokenizer, question, prefix),
-            answer_ids=continuation_ids(tokenizer, question + prefix, f" {numbers[0]}"),
-            answer=numbers[0],
+            answer_ids=continuation_ids(tokenizer, question + prefix, f" {answers[0]}"),
+            answer=answers[0],
             fixed=len(lead) + len(question_ids) + sum(len(encode(tokenizer, f" {needle}")) for needle in needles),
-            meta={"index": index, "seed": seed, "split": split, "key": f"{adjectives[0]} {nouns[0]}"},
+            meta={"index": index, "seed": seed, "split": split, "key": keys[0]},
         )
+
+    def _answer(self, rng: random.Random, split: Split) -> str:
+        if self.wording.answers == "name":
+            return name(rng, split)
+        return str(rng.randrange(10 ** (self.digits - 1), 10**self.digits))
 
     def _sample(self, tokenizer: Any, draft: "_Draft", length: int) -> Sample:
         room = length - draft.fixed

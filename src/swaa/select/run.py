@@ -1,0 +1,247 @@
+"""`swaa select`: every method at every budget, each choice measured on held-out samples; resumable at any time."""
+
+import json
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from swaa.config import SWAAConfig
+from swaa.recipes import Recipe
+from swaa.results import command_line, environment, model_revision, replace_json, write_csv
+from swaa.select import SELECTORS, Calibration, Choice, Problem, Score, Scorer
+from swaa.select.heldout import HeldOut, Meter, Progress
+from swaa.select.plan import LayerPlan
+from swaa.tasks import TASKS
+
+BASELINE = "periodic"
+FORMAT = 1
+
+
+@dataclass(frozen=True)
+class SelectSettings:
+    """What is chosen, and how it is checked.
+
+    Args:
+        methods: names in `swaa.select.SELECTORS`.
+        budgets: numbers of full layers, or fractions of the layers (floats, 0 to 1).
+        calibration: the data that layers are chosen by.
+        tasks: retrieval tasks of `swaa.tasks` that the choice is measured on, on their split "test".
+        test_samples: held-out samples of each task; 0: none.
+        batch_size: samples a pass.
+
+    Raises:
+        ValueError: a value is wrong; the message names it and the fix.
+    """
+
+    methods: tuple[str, ...] = ("nll",)
+    budgets: tuple[int | float, ...] = (4,)
+    calibration: Calibration = field(default_factory=Calibration)
+    tasks: tuple[str, ...] = ("needle", "needle-multikey")
+    test_samples: int = 8
+    batch_size: int = 1
+
+    def __post_init__(self) -> None:
+        """Check every value; a curve gets its baseline."""
+        if not self.methods or not self.budgets:
+            raise ValueError("name at least one method and one budget")
+        for name in self.methods:
+            SELECTORS[name]
+        if len(self.budgets) > 1 and BASELINE not in self.methods:
+            object.__setattr__(self, "methods", (BASELINE, *self.methods))
+        for name in self.tasks:
+            if TASKS[name].kind != "retrieval":
+                raise ValueError(
+                    f"task {name!r} has no answers to force: use needle, needle-multikey or needle-noise, and "
+                    "measure others with `swaa eval -r PLAN.json`"
+                )
+        for name, least in (("test_samples", 0), ("batch_size", 1)):
+            if getattr(self, name) < least:
+                raise ValueError(f"{name}={getattr(self, name)}: use {least} or more")
+
+
+def layer_budgets(budgets: Sequence[int | float], layers: int) -> list[int]:
+    """Return budgets as numbers of layers, ascending, each once.
+
+    Raises:
+        ValueError: a budget is negative or more than all layers.
+    """
+    counts = []
+    for budget in budgets:
+        count = round(budget * layers) if isinstance(budget, float) else budget
+        if not 0 <= count <= layers:
+            raise ValueError(
+                f"budget {budget} is out of range: {layers} layers of this model can slide, use 0 to {layers}"
+            )
+        counts.append(count)
+    return sorted(set(counts))
+
+
+def open_folder(path: Path, content: dict[str, Any]) -> None:
+    """Start a folder of scores, or go on in it.
+
+    Args:
+        path: the folder.
+        content: of `run.json`; its `key` is all that the scores depend on.
+
+    Raises:
+        ValueError: the folder holds scores of something else, or files that are none of a selection.
+    """
+    file = path / "run.json"
+    session = {"command": command_line(), "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"), "environment": environment()}
+    content = {"format": FORMAT, **content, "sessions": [session]}
+    if file.exists():
+        there = json.loads(file.read_text(encoding="utf-8"))
+        old, new = there.get("key"), json.loads(json.dumps(content["key"]))
+        if not isinstance(old, dict) or old != new:
+            differing = sorted(name for name in new if not isinstance(old, dict) or old.get(name) != new[name])
+            raise ValueError(
+                f"{path} holds scores of another selection (other: {', '.join(differing)}): choose another "
+                "--output, or delete the folder"
+            )
+        content["sessions"] = [*there["sessions"], session]
+    elif path.exists() and any(path.iterdir()):
+        raise ValueError(f"{path} is not empty and holds no selection: choose another --output")
+    path.mkdir(parents=True, exist_ok=True)
+    replace_json(file, content)
+
+
+@dataclass(frozen=True)
+class Selection:
+    """The outcome of `select`.
+
+    Attributes:
+        plans: by file name in the folder.
+        rows: of `curve.csv`: full attention, no full layer, then one a method and budget.
+    """
+
+    plans: dict[str, LayerPlan]
+    rows: list[dict[str, Any]]
+
+
+def select(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    recipe: Recipe,
+    settings: SelectSettings,
+    folder: Path,
+    *,
+    name: str = "model",
+    progress: Progress = lambda text, done, total: None,
+) -> Selection:
+    """Choose layers; the model is restored in the end.
+
+    The folder gets `run.json`, the scores (`calibration.jsonl`, `test-TASK.jsonl`), a plan for each method and budget
+    (`METHOD-BUDGET.json`) and `curve.csv`. Repeated with the same folder, it goes on where it was killed, to the same
+    result.
+
+    Args:
+        model: an unadapted model.
+        tokenizer: its tokenizer.
+        recipe: under which layers are chosen; its own full layers play no part.
+        settings: what is chosen.
+        folder: of this selection, new or begun.
+        name: of the model, for the records.
+        progress: called with what is going on, and with passes (one prompt each) done and to be done in all.
+
+    Raises:
+        ConfigError: nothing slides under the recipe, or it does not fit the model.
+        ValueError: a budget is out of range, the data cannot be made, or the folder holds another selection.
+    """
+    meter = Meter(progress)
+    samples = settings.calibration.make(tokenizer)
+    scorer = Scorer(
+        model,
+        tokenizer,
+        samples,
+        batch_size=settings.batch_size,
+        file=folder / "calibration.jsonl",
+        progress=meter.advance,
+    )
+    layers = Problem(scorer, recipe.config).layers
+    budgets = layer_budgets(settings.budgets, len(layers))
+    held_out = HeldOut(
+        model,
+        tokenizer,
+        settings.tasks,
+        samples=settings.test_samples,
+        length=settings.calibration.length,
+        seed=settings.calibration.seed,
+        batch_size=settings.batch_size,
+        folder=folder,
+        progress=meter.advance,
+    )
+    revision, data = model_revision(model), settings.calibration.describe(samples)
+    key = {
+        "model_revision": revision,
+        "dtype": str(model.dtype),
+        "recipe": recipe.config.replace(full_layers=()).to_dict(),
+        "calibration": data["sha256"],
+        "test": held_out.fingerprint(),
+    }
+    open_folder(folder, {"key": key, "model": name, "recipe": recipe.to_dict(), "settings": asdict(settings)})
+    planned = [(method, budget) for budget in budgets for method in settings.methods]
+    checks = sum(len(x.samples) for x in held_out.scorers.values()) * (len(planned) + 2)
+    work = [SELECTORS[method].planned(len(layers), budget) * len(samples) for method, budget in planned]
+    meter.total = sum(work) + checks
+    base = recipe.config.replace(full_layers=())
+    rows = _references(scorer, held_out, base, len(layers))
+    plans: dict[str, LayerPlan] = {}
+    for (method, budget), passes in zip(planned, work, strict=True):
+        before = meter.done
+        problem = Problem(scorer, recipe.config)
+        choice = SELECTORS[method].select(problem, budget)
+        config = problem.with_full(choice.layers)
+        (calibrated,) = scorer.score([config])
+        meter.done = before + passes  # what was planned is an estimate
+        (measured,) = held_out.measure([config], f"{method}, {budget} full: held-out samples")
+        row = {"method": method, "full_layers": len(choice.layers)} | _row(choice, calibrated, measured)
+        rows.append(row)
+        plans[f"{method}-{budget}"] = plan = LayerPlan(
+            config=config,
+            layers=choice.layers,
+            scores=choice.scores,
+            method=method,
+            budget=budget,
+            recipe=recipe.name,
+            calibration=data,
+            model=name,
+            model_revision=revision,
+            measured={
+                "calibration_nll": calibrated.nll,
+                "calibration_accuracy": calibrated.accuracy,
+                **measured,
+            },
+            passes=choice.passes,
+            seconds=round(choice.seconds, 1),
+        )
+        plan.save(folder / f"{method}-{budget}.json")
+    full = rows[0].get("accuracy")
+    for row in rows:
+        if full is not None:
+            row["accuracy_ratio"] = row["accuracy"] / full if full else None
+    write_csv(folder / "curve.csv", rows)
+    return Selection(plans, rows)
+
+
+def _references(scorer: Scorer, held_out: HeldOut, base: SWAAConfig, layers: int) -> list[dict[str, Any]]:
+    """Return the rows of full attention and of no full layer."""
+    configs = [SWAAConfig(), base]
+    scores = scorer.score(configs, text="full attention, and no full layer")
+    measured = held_out.measure(configs, "full attention, and no full layer")
+    names, counts, none = ("full attention", "no full layer"), (layers, 0), Choice((), {})
+    return [{"method": names[i], "full_layers": counts[i]} | _row(none, scores[i], measured[i]) for i in range(2)]
+
+
+def _row(choice: Choice, calibrated: Score, measured: dict[str, Any]) -> dict[str, Any]:
+    return {
+        "layers": " ".join(map(str, choice.layers)),
+        "calibration_nll": calibrated.nll,
+        "calibration_accuracy": calibrated.accuracy,
+        **measured,
+        "passes": choice.passes,
+        "seconds": round(choice.seconds, 1),
+    }

@@ -1,0 +1,272 @@
+"""Choosing layers: shared work changes no number, every selector finds what matters, and nothing is measured twice."""
+
+import json
+import math
+from contextlib import suppress
+
+import pytest
+import torch
+
+import swaa
+from families import tiny_model
+from select_models import TableProblem, own_answers, planted, scorer
+from swaa.config import ConfigError, SWAAConfig
+from swaa.evaluate import score_answers
+from swaa.select import SELECTORS, Problem
+from swaa.select.greedy import Greedy
+from swaa.select.lazy import Lazy
+from swaa.select.nll import Nll
+from swaa.select.sharing import common_start, shared_layers, shared_order
+
+RECIPE = SWAAConfig(window=6, sinks=2, fa_decode=True)
+CONFIGS = [
+    SWAAConfig(),
+    RECIPE,
+    RECIPE.replace(full_layers=[0]),
+    RECIPE.replace(full_layers=[1, 3]),
+    RECIPE.replace(full_layers=[3]),
+    RECIPE.replace(fa_decode=[2]),
+    RECIPE.replace(dense_tail=4),
+]
+
+
+class Stop(Exception):
+    pass
+
+
+# Shared work
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma2", "qwen3_moe", "gpt_oss", "phi3", "glm4"])
+@pytest.mark.parametrize("batch_size", [1, 4])
+def test_shared_work_changes_no_number(family, batch_size):
+    # Layers 0 and 2 of these have windows of their own.
+    native = family in ("gemma2", "gpt_oss")
+    configs = [config for config in CONFIGS if not native or config.fa_decode != (2,)]
+    model = tiny_model(family)
+    samples = own_answers(tiny_model(), count=6)
+    found = scorer(model, samples, batch_size=batch_size).score(configs)
+    assert swaa.adaptation(model) is None
+    for config, score in zip(configs, found, strict=True):
+        swaa.adapt(model, config)
+        tokenizer = scorer(model, samples).tokenizer
+        answers = list(score_answers(model, tokenizer, samples, batch_size=batch_size))
+        assert score.nll == math.fsum(answer.nll for answer in answers) / len(answers)
+        assert score.accuracy == sum(answer.correct for answer in answers) / len(answers)
+        assert score.count == len(samples)
+    assert len({score.nll for score in found}) >= (4 if native else 7)
+
+
+def test_layers_below_the_toggled_one_are_not_computed():
+    model, computed = tiny_model(num_hidden_layers=6), []
+    for number, layer in enumerate(model.model.layers):
+        layer.self_attn.register_forward_hook(lambda *_, number=number: computed.append(number))
+    samples = own_answers(model, count=2)
+    computed.clear()
+    toggled = [RECIPE.replace(full_layers=[layer]) for layer in range(6)]
+    scorer(model, samples, batch_size=2).score(toggled)
+    # The first pass computes all; of two sets that differ first in layer n, the second starts at n.
+    assert len(computed) == 6 + sum(6 - layer for layer in range(5))
+
+
+def test_layers_are_put_back():
+    model = tiny_model()
+    own = model.model.layers[1].forward
+    vars(model.model.layers[1])["forward"] = replaced = lambda *args, **kwargs: own(*args, **kwargs)
+    with suppress(Stop), shared_layers(model):
+        assert model.model.layers[1].forward is not replaced
+        raise Stop
+    assert vars(model.model.layers[1])["forward"] is replaced
+    assert "forward" not in vars(model.model.layers[0])
+
+
+def test_an_order_that_shares_as_much_as_possible():
+    assert common_start("", "abc") == 0
+    assert common_start("abd", "abc") == 2
+    assert common_start("abc", "abc") == 2
+    plans = ["bba", "aab", "bab", "aaa", "bbb"]
+    order = [plans[index] for index in shared_order(plans)]
+    assert order == ["aaa", "aab", "bab", "bba", "bbb"]
+
+
+# Selectors
+
+
+@pytest.mark.parametrize(
+    ("method", "layers", "fa_decode"),
+    [(method, (2,), True) for method in ("nll", "nll-won", "greedy", "swap")]
+    # One of two layers that need each other helps nothing by itself: what is lost tells, what is won does not.
+    + [(method, (1, 3), False) for method in ("nll", "swap")],
+)
+def test_a_selector_finds_the_planted_layers(method, layers, fa_decode):
+    model = planted(layers)
+    problem = Problem(scorer(model, own_answers(model), batch_size=3), RECIPE.replace(fa_decode=fa_decode))
+    choice = SELECTORS[method].select(problem, len(layers))
+    assert choice.layers == layers
+    assert sorted(choice.scores) == list(range(5))
+    # Whether the layers that do nothing are full changes nothing.
+    idle = [score for layer, score in choice.scores.items() if layer not in layers]
+    assert idle == pytest.approx([0.0] * len(idle), abs=1e-5)
+    assert min(choice.scores[layer] for layer in layers) > 1e-3
+    assert choice.passes > 0
+    assert choice.seconds > 0
+
+
+def test_periodic_takes_the_best_offset():
+    model = planted((2,))
+    problem = Problem(scorer(model, own_answers(model)), RECIPE)
+    choice = SELECTORS["periodic"].select(problem, 1)
+    assert choice.layers == (2,)
+    assert SELECTORS["periodic"].select(problem, 2).layers == (2,)  # a step of 3: 0 and 3, 1 and 4, or 2
+    assert SELECTORS["periodic"].select(problem, 3).layers == (0, 2, 4)
+    assert choice.passes == 5 * 6
+
+
+@pytest.mark.parametrize("method", list(SELECTORS))
+@pytest.mark.parametrize("budget", [0, 5])
+def test_nothing_and_everything_are_budgets(method, budget):
+    model = planted((2,))
+    problem = Problem(scorer(model, own_answers(model, count=2)), RECIPE)
+    assert SELECTORS[method].select(problem, budget).layers == tuple(range(budget))
+
+
+def test_native_windows_are_no_choice():
+    model = tiny_model("gemma2")
+    problem = Problem(scorer(model, own_answers(tiny_model(), count=2)), RECIPE)
+    assert problem.layers == (1, 3)
+    for method in SELECTORS:
+        choice = SELECTORS[method].select(problem, 1)
+        assert set(choice.layers) <= {1, 3}
+        assert set(choice.scores) == {1, 3}
+
+
+COVERS = {0: "abcd", 1: "abe", 2: "cdf", 3: "abe", 4: "cdf"}
+
+
+def cover(layers):
+    """Each layer finds some of six facts: 0 finds most by itself, but 1 and 2 (or their twins) find all together."""
+    return 6.0 - len({fact for layer in layers for fact in COVERS.get(layer, "")})
+
+
+def test_swap_leaves_the_trap_that_catches_the_others():
+    problem = TableProblem(8, cover)
+    for method in ("nll", "nll-won", "greedy"):
+        assert SELECTORS[method].select(problem, 2).layers == (0, 1)
+    choice = SELECTORS["swap"].select(problem, 2)
+    assert cover(choice.layers) == 0
+    assert [choice.scores[layer] for layer in choice.layers] == [3.0, 3.0]
+
+
+def test_greedy_sees_redundancy():
+    """Layers 0 and 1 do the same: one of them is enough."""
+    problem = TableProblem(6, lambda layers: 1.0 - 0.5 * bool({0, 1} & layers) - 0.2 * (4 in layers))
+    assert Nll(won=True).select(problem, 2).layers == (0, 1)
+    choice = Greedy().select(problem, 2)
+    assert choice.layers == (0, 4)
+    assert choice.scores == pytest.approx({0: 0.5, 1: 0.0, 2: 0.0, 3: 0.0, 4: 0.2, 5: 0.0})
+
+
+def test_lazy_ratio_is_that_of_a_slow_loop():
+    model = tiny_model("qwen2", attn_implementation="eager")
+    sample = own_answers(tiny_model(), count=1)[0]
+    problem = Problem(scorer(model, [sample]), SWAAConfig(window=9, sinks=2))
+    found = Lazy(queries=7).scores(problem)
+    ids = torch.tensor([list(sample.prompt_ids + sample.prefix_ids + sample.answer_ids)])
+    with torch.no_grad():
+        weights = model(ids, output_attentions=True).attentions
+    rows = ids.shape[1]
+    for layer, attention in enumerate(weights):
+        shares = []
+        for row in range(rows - 7, rows):
+            seen = [key for key in range(row + 1) if row - key < 9 or key < 2]
+            shares.append(attention[0, :, row, seen].sum(-1).mean().item())
+        assert found[layer] == pytest.approx(1 - sum(shares) / 7, abs=1e-5)
+    assert swaa.adaptation(model) is None
+
+
+def test_lazy_keeps_the_layer_that_looks_far():
+    model = tiny_model(attention_bias=True, num_hidden_layers=5)
+    with torch.no_grad():
+        for number, layer in enumerate(model.model.layers):
+            for projection in (layer.self_attn.q_proj, layer.self_attn.k_proj):
+                projection.weight.zero_()
+                # Equal vectors before RoPE: a score that is highest at distance 0. No vector at all: a flat one.
+                projection.bias.fill_(0.0 if number == 3 else 6.0)
+    choice = Lazy().select(Problem(scorer(model, own_answers(model, count=2)), RECIPE), 1)
+    assert choice.layers == (3,)
+    assert choice.scores[3] > 0.5
+    assert max(score for layer, score in choice.scores.items() if layer != 3) < 0.2
+
+
+def test_the_recipe_must_slide():
+    with pytest.raises(ConfigError, match="no layer can be chosen"):
+        Problem(scorer(tiny_model(), own_answers(tiny_model(), count=1)), SWAAConfig())
+
+
+def test_full_layers_leave_the_list_of_fa_decode():
+    problem = Problem(scorer(tiny_model(), own_answers(tiny_model(), count=1)), RECIPE.replace(fa_decode=[0, 2]))
+    assert problem.layers == (0, 1, 2, 3)
+    assert problem.with_full((2, 3)) == RECIPE.replace(fa_decode=[0], full_layers=[2, 3])
+
+
+# Scores on the disk
+
+
+def stop_after(batches):
+    left = [batches]
+
+    def progress(text, done):
+        left[0] -= bool(done)
+        if left[0] < 0:
+            raise Stop
+
+    return progress
+
+
+def lines(path):
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    return [{key: value for key, value in row.items() if key != "seconds"} for row in rows]
+
+
+def test_scores_are_kept_and_nothing_is_computed_twice(tmp_path):
+    model = planted((2,))
+    samples = own_answers(model)
+    whole = scorer(model, samples, batch_size=4, file=tmp_path / "whole.jsonl")
+    choice = Greedy().select(Problem(whole, RECIPE), 2)
+
+    broken = {"batch_size": 4, "file": tmp_path / "broken.jsonl"}
+    with pytest.raises(Stop):
+        Greedy().select(Problem(scorer(model, samples, progress=stop_after(5), **broken), RECIPE), 2)
+    kept = lines(tmp_path / "broken.jsonl")
+    assert 0 < len(kept) < len(lines(tmp_path / "whole.jsonl"))
+    with (tmp_path / "broken.jsonl").open("a") as file:
+        file.write('{"config": "torn')
+    again = Greedy().select(Problem(scorer(model, samples, **broken), RECIPE), 2)
+    assert (again.layers, again.scores, again.passes) == (choice.layers, choice.scores, choice.passes)
+    assert lines(tmp_path / "broken.jsonl")[: len(kept)] == kept
+
+    def key(row):
+        return row["config"], row["first"]
+
+    one, other = (sorted(lines(tmp_path / name), key=key) for name in ("whole.jsonl", "broken.jsonl"))
+    assert one == other
+    assert len({key(row) for row in one}) == len(one)
+
+    def forbidden(*args):
+        raise AssertionError("computed again")
+
+    model.model.layers[0].register_forward_pre_hook(forbidden)
+    assert Greedy().select(Problem(scorer(model, samples, **broken), RECIPE), 2).layers == choice.layers
+
+
+def test_the_same_mask_by_another_name_is_known():
+    model = tiny_model()
+    scores = scorer(model, own_answers(model, count=1))
+    odd = RECIPE.replace(full_layers="odd")
+    assert scores.key(odd) == scores.key(RECIPE.replace(full_layers=[1, 3], backend="eager", release_kv=False))
+    assert scores.key(odd) != scores.key(RECIPE)
+
+
+def test_no_samples_no_scores():
+    with pytest.raises(ValueError, match="give one or more"):
+        scorer(tiny_model(), [])
