@@ -9,7 +9,8 @@ from typer.testing import CliRunner
 
 from families import tiny_model
 from swaa.cli import app
-from swaa.judge import RULES, Judge, JudgeError, Verdict, agreement, judge_messages, majority, read_verdict
+from swaa.endpoint import EndpointError
+from swaa.judge import RULES, Judge, Verdict, agreement, judge_messages, majority, read_verdict
 from swaa.results import read_lines
 from swaa.tasks import TASKS
 from test_eval import Echo
@@ -194,18 +195,18 @@ def test_failures_that_pass_are_retried(serve):
 
 def test_failures_that_stay_name_what_to_do(serve, tmp_path):
     server = serve(lambda body: (500, "down"))
-    with pytest.raises(JudgeError, match=r"'m' at http://127.* does not answer .*repeat the command"):
+    with pytest.raises(EndpointError, match=r"'m' at http://127.* does not answer .*repeat the command"):
         Judge("m", server.url, retries=1).verdict(question())
     assert len(server.asked) == 2
     server = serve(lambda body: (401, "who are you"))
-    with pytest.raises(JudgeError, match="refuses the key: set SWAA_JUDGE_KEY or OPENAI_API_KEY"):
+    with pytest.raises(EndpointError, match="refuses the key: set SWAA_JUDGE_KEY or OPENAI_API_KEY"):
         Judge("m", server.url).verdict(question())
     server = serve(lambda body: (400, "no such model"))
-    with pytest.raises(JudgeError, match=r"refuses the request: .*no such model"):
+    with pytest.raises(EndpointError, match=r"refuses the request: .*no such model"):
         Judge("m", server.url).verdict(question())
-    with pytest.raises(JudgeError, match="wants a key"):
+    with pytest.raises(EndpointError, match="wants a key"):
         Judge("gpt-4o")
-    with pytest.raises(JudgeError, match="votes=0"):
+    with pytest.raises(ValueError, match="votes=0"):
         Judge("m", server.url, votes=0)
 
 
@@ -247,7 +248,7 @@ def test_replies_before_a_failure_are_kept(serve, tmp_path):
     server, cache = serve(lambda body: next(replies)), tmp_path / "judge.jsonl"
     judge = Judge("m", server.url, parallel=1)
     judge.keep(cache)
-    with pytest.raises(JudgeError):
+    with pytest.raises(EndpointError):
         judge.verdicts([question(str(number)) for number in range(9)])
     assert [row["reply"] for row in read_lines(cache)] == ["yes", "yes"]
 
