@@ -65,6 +65,7 @@ class Endpoint:
             raise EndpointError(f"OpenAI's endpoint wants a key: set {self._names}, or name another {role}'s URL")
         self.model, self.url, self._role = model, url, role
         self._options, self._required = options, required
+        self._refused: set[str] = set()
         # A local server asks for no key, but the client for something.
         self._client = openai.OpenAI(base_url=url, api_key=key or "none", max_retries=retries, timeout=300)
 
@@ -80,15 +81,15 @@ class Endpoint:
         """
         import openai
 
-        options = self._options | more
+        options = {name: x for name, x in (self._options | more).items() if name not in self._refused}
         try:
             done = self._client.chat.completions.create(model=self.model, messages=messages, **options)  # type: ignore
         except openai.BadRequestError as error:
             # Some models refuse a temperature, or call the limit otherwise.
-            refused = [name for name in self._options if name in str(error) and name not in self._required]
+            refused = {name for name in options if name in str(error)} - set(self._required)
             if not refused:
                 raise EndpointError(f"the {self._role} {self.model!r} refuses the request: {error}") from error
-            self._options = {name: x for name, x in self._options.items() if name not in refused}
+            self._refused |= refused
             return self.ask(messages, **more)
         except openai.AuthenticationError as error:
             raise EndpointError(f"the {self._role}'s endpoint refuses the key: set {self._names}") from error

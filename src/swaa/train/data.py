@@ -111,16 +111,21 @@ def pack(examples: Iterable[Example], length: int) -> list[list[Example]]:
     return rows
 
 
+def check_messages(messages: Any) -> None:
+    """Raise `ValueError` unless `messages` is a list of turns, each with a known `role` and a text `content`."""
+    if not isinstance(messages, list) or not messages:
+        raise ValueError("`messages` must be a list of turns such as {'role': 'user', 'content': '..'}")
+    for turn in messages:
+        if not isinstance(turn, dict) or not isinstance(turn.get("content"), str):
+            raise ValueError(f"a turn needs a text `content`, and this one is {turn!r}")
+        if turn.get("role") not in _ROLES:
+            raise ValueError(f"role {turn.get('role')!r} is not known: use one of {', '.join(_ROLES)}")
+
+
 def _check(row: dict[str, Any]) -> None:
     # A parquet file has all fields in every row, some of them empty.
     if (messages := row.get("messages")) is not None:
-        if not isinstance(messages, list) or not messages:
-            raise ValueError("`messages` must be a list of turns such as {'role': 'user', 'content': '..'}")
-        for turn in messages:
-            if not isinstance(turn, dict) or not isinstance(turn.get("content"), str):
-                raise ValueError(f"a turn needs a text `content`, and this one is {turn!r}")
-            if turn.get("role") not in _ROLES:
-                raise ValueError(f"role {turn.get('role')!r} is not known: use one of {', '.join(_ROLES)}")
+        check_messages(messages)
         if not any(turn["role"] == "assistant" for turn in messages):
             raise ValueError("no turn has the role 'assistant': there is nothing to train on")
         return
