@@ -18,10 +18,11 @@ ModelT = TypeVar("ModelT", bound=nn.Module)
 def adapt(model: ModelT, config: SWAAConfig) -> ModelT:
     """Make a loaded model use sliding window attention as `config` says. Adapting again replaces the adaptation.
 
-    `model.generate` stays as it is for the caller. A forward call without a cache takes two more keyword arguments:
+    `model.generate` stays as it is for the caller. A forward call without a cache takes three more keyword arguments:
     `prompt_length` (prompt tokens of each row, padding excluded: an int or `[batch]`) or `dense_rows` (`[batch, rows]`
-    bool, rows to be treated as generated); by default all rows are prompt. With a cache, the first forward on an empty
-    one is the prompt unless `prompt_length` says otherwise.
+    bool, rows to be treated as generated); by default all rows are prompt. `full_attention=True` lets every row see
+    everything, as in the original model. With a cache, the first forward on an empty one is the prompt unless
+    `prompt_length` says otherwise.
 
     Args:
         model: a causal language model of transformers, PEFT-wrapped, quantised or on several devices too.
