@@ -9,7 +9,7 @@
 Case a: no full layer, FA decode. Case b: layers 7, 15, 17 and 18 full, no FA decode, so that 26 of 30 layers release
 their KV. A step that was killed goes on when its command is repeated; `--folder` holds everything. `evaluate` measures
 needle and needle-multikey (their keys, wordings and texts are not in the data) and perplexity on a book that is not in
-the data either: under the case's own attention and under full attention.
+the data either: under the case's own attention and under full attention. With a time limit, give `timeout 540` in front.
 """
 
 import argparse
@@ -86,8 +86,7 @@ def train(options):
     words += ["--lr", options.lr, "--max-steps", options.steps, "--pack", options.pack, "--accumulate", options.rows]
     words += ["--save-steps", options.save_steps, "--eval-steps", options.eval_steps, "--log-steps", 20]
     words += ["--needles", options.needles, "--needle-length", options.longest // 2]
-    # Supervised is the default.
-    words += [] if options.loss == "sft" else ["--loss", options.loss]
+    words += ["--loss", options.loss, "--kl-weight", options.kl_weight]
     record = folder / "adapter" / "train.json"
     if record.exists() and "log" in json.loads(record.read_text()):
         print(f"{options.name} is trained")
@@ -232,6 +231,7 @@ def main():
     add("name", help="of the result")
     add("--case", choices=CASES, required=True)
     add("--loss", default="sft", help="sft, kl or sft+kl")
+    add("--kl-weight", type=float, default=1.0)
     add("--parts", default=",".join(MAKERS), help="of the data")
     add("--sinks", type=int, default=64)
     add("--rank", type=int, default=16)
