@@ -9,7 +9,8 @@
 Case a: no full layer, FA decode. Case b: layers 7, 15, 17 and 18 full, no FA decode, so that 26 of 30 layers release
 their KV. A step that was killed goes on when its command is repeated; `--folder` holds everything. `evaluate` measures
 needle and needle-multikey (their keys, wordings and texts are not in the data) and perplexity on a book that is not in
-the data either: under the case's own attention and under full attention. With a time limit, give `timeout 540` in front.
+the data either: under the case's own attention and under full attention. Against time limits, put
+`timeout 540` in front.
 """
 
 import argparse
