@@ -1,12 +1,11 @@
 """The judge against a stub server: what is asked, how replies are read, retries, cache, votes, and a judged run."""
 
 import json
-import threading
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 from typer.testing import CliRunner
 
+from endpoints import serving
 from families import tiny_model
 from swaa.cli import app
 from swaa.endpoint import EndpointError
@@ -17,54 +16,10 @@ from test_eval import Echo
 from test_evaluate import VOCABULARY, bytes_tokenizer
 
 
-class Stub(ThreadingHTTPServer):
-    """An endpoint that replies what `reply` makes of a request's body: a text, or a status and an error's text."""
-
-    def __init__(self, reply):
-        super().__init__(("127.0.0.1", 0), Handler)
-        self.reply, self.asked, self.keys = reply, [], []
-
-    @property
-    def url(self):
-        return f"http://127.0.0.1:{self.server_port}/v1"
-
-
-class Handler(BaseHTTPRequestHandler):
-    def do_POST(self):
-        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-        self.server.asked.append(body)
-        self.server.keys.append(self.headers["Authorization"])
-        status, text = reply if isinstance(reply := self.server.reply(body), tuple) else (200, reply)
-        message = {"role": "assistant", "content": text}
-        choice = {"index": 0, "finish_reason": "stop", "message": message}
-        content = {"id": "x", "object": "chat.completion", "created": 1, "model": body["model"], "choices": [choice]}
-        encoded = json.dumps(content if status == 200 else {"error": {"message": text}}).encode()
-        self.send_response(status)
-        self.send_header("Content-Type", "application/json")
-        self.send_header("Content-Length", str(len(encoded)))
-        self.send_header("Retry-After-Ms", "1")
-        self.end_headers()
-        self.wfile.write(encoded)
-
-    def log_message(self, *args):
-        pass
-
-
 @pytest.fixture
 def serve():
-    """Starts stub servers, and stops them afterwards."""
-    servers = []
-
-    def start(reply):
-        server = Stub(reply)
-        threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
-        servers.append(server)
-        return server
-
-    yield start
-    for server in servers:
-        server.shutdown()
-        server.server_close()
+    with serving() as start:
+        yield start
 
 
 @pytest.fixture(autouse=True)
