@@ -51,6 +51,7 @@ class Adaptation:
         reason: why `backend` was chosen.
         native: the attention implementation that the model had.
         handles: hooks to remove.
+        original_up_to: tokens of the longest prompt that `generate` leaves to the original model; 0: none.
         compiled: the decoder layers are compiled (`swaa.compile_layers`).
     """
 
@@ -60,6 +61,7 @@ class Adaptation:
     reason: str
     native: str
     handles: list[RemovableHandle]
+    original_up_to: int = 0
     compiled: bool = False
 
     @property
@@ -100,13 +102,15 @@ _GENERATION: ContextVar["_Generation | None"] = ContextVar("swaa_generation", de
 def generate(self: PreTrainedModel, inputs: Tensor | None = None, *args: Any, **kwargs: Any) -> Any:
     """Generate as the model's class does, with the prompt's end announced."""
     state: Adaptation = vars(self.get_decoder())["_swaa"]
+    from swaa.switching import generate_switched_off, is_left_to_the_original
+
+    if is_left_to_the_original(state, inputs, kwargs):
+        return generate_switched_off(self, inputs, *args, **kwargs)
     config = copy.deepcopy(kwargs.get("generation_config") or (args[0] if args else None) or self.generation_config)
     config.update(**{key: value for key, value in kwargs.items() if key != "generation_config"})
     if config.token_healing:
         raise ConfigError("token_healing changes the prompt inside generate: heal the prompt first, or switch it off")
-    prompt = next(
-        (x for x in (kwargs.get("inputs_embeds"), inputs, kwargs.get("input_ids")) if x is not None), torch.empty(1, 1)
-    )
+    prompt = prompt_tokens(inputs, kwargs)
     # With a cache the new tokens may come alone, but the mask always covers the whole sequence.
     mask = kwargs.get("attention_mask")
     prompt_end = prompt.shape[1] if mask is None else max(prompt.shape[1], mask.shape[-1])
@@ -125,6 +129,12 @@ def generate(self: PreTrainedModel, inputs: Tensor | None = None, *args: Any, **
         return own.generate(self, inputs, *args, **kwargs)
     finally:
         _GENERATION.reset(token)
+
+
+def prompt_tokens(inputs: Tensor | None, kwargs: dict[str, Any]) -> Tensor:
+    """Return what `generate` got as its prompt, tokens or embeddings: `[batch, tokens, ..]`."""
+    given = (kwargs.get("inputs_embeds"), inputs, kwargs.get("input_ids"))
+    return next((x for x in given if x is not None), torch.empty(1, 1))
 
 
 def before_forward(decoder: nn.Module, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]]:

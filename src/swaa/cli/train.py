@@ -233,12 +233,14 @@ def train(
     from swaa.adapting import adapt, plan_layers
     from swaa.cli.loading import load_config
     from swaa.config import SWAAConfig
-    from swaa.models import load_model, loading_options, quiet_transformers
+    from swaa.models import adapter_base, load_model, loading_options, quiet_transformers
     from swaa.tasks import TASKS
     from swaa.train import Lora, Objective, TrainSettings, fine_tune, make_examples, read_data
 
     if model.endswith(".gguf"):
         raise ValueError("--model: a .gguf file holds rounded weights: fine-tune the original model")
+    if adapter_base(Path(model).expanduser()) is not None:
+        raise ValueError(f"--model {model} is an adapter: fold it into its model first, by `swaa merge {model} -o DIR`")
     place, options = loading_options(dtype, device)
     if options["dtype"] not in (torch.bfloat16, torch.float32):
         raise ValueError(f"--dtype {dtype}: training computes in bfloat16 or float32")

@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from swaa.adapting import adaptation, parts
+from swaa.models import PEFT_FILE
 from swaa.results import command_line, environment, model_revision, replace_json
-from swaa.storage import PEFT_FILE, save
+from swaa.storage import save
 from swaa.tasks import Sample
 from swaa.train.data import Example, pack
 from swaa.train.lora import add_lora

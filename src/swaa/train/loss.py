@@ -17,8 +17,8 @@ from torch.nn.functional import cross_entropy, kl_div
 from torch.utils.checkpoint import checkpoint
 
 from swaa.adapting import parts
-from swaa.original import adapters_off
 from swaa.registry import Registry
+from swaa.switching import adapters_off
 
 # What the models' losses leave out.
 NO_LABEL = -100
