@@ -1,69 +1,25 @@
 """The judge against a stub server: what is asked, how replies are read, retries, cache, votes, and a judged run."""
 
 import json
-import threading
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 from typer.testing import CliRunner
 
+from endpoints import serving
 from families import tiny_model
 from swaa.cli import app
-from swaa.judge import RULES, Judge, JudgeError, Verdict, agreement, judge_messages, majority, read_verdict
+from swaa.endpoint import EndpointError
+from swaa.judge import RULES, Judge, Verdict, agreement, judge_messages, majority, read_verdict
 from swaa.results import read_lines
 from swaa.tasks import TASKS
 from test_eval import Echo
 from test_evaluate import VOCABULARY, bytes_tokenizer
 
 
-class Stub(ThreadingHTTPServer):
-    """An endpoint that replies what `reply` makes of a request's body: a text, or a status and an error's text."""
-
-    def __init__(self, reply):
-        super().__init__(("127.0.0.1", 0), Handler)
-        self.reply, self.asked, self.keys = reply, [], []
-
-    @property
-    def url(self):
-        return f"http://127.0.0.1:{self.server_port}/v1"
-
-
-class Handler(BaseHTTPRequestHandler):
-    def do_POST(self):
-        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-        self.server.asked.append(body)
-        self.server.keys.append(self.headers["Authorization"])
-        status, text = reply if isinstance(reply := self.server.reply(body), tuple) else (200, reply)
-        message = {"role": "assistant", "content": text}
-        choice = {"index": 0, "finish_reason": "stop", "message": message}
-        content = {"id": "x", "object": "chat.completion", "created": 1, "model": body["model"], "choices": [choice]}
-        encoded = json.dumps(content if status == 200 else {"error": {"message": text}}).encode()
-        self.send_response(status)
-        self.send_header("Content-Type", "application/json")
-        self.send_header("Content-Length", str(len(encoded)))
-        self.send_header("Retry-After-Ms", "1")
-        self.end_headers()
-        self.wfile.write(encoded)
-
-    def log_message(self, *args):
-        pass
-
-
 @pytest.fixture
 def serve():
-    """Starts stub servers, and stops them afterwards."""
-    servers = []
-
-    def start(reply):
-        server = Stub(reply)
-        threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
-        servers.append(server)
-        return server
-
-    yield start
-    for server in servers:
-        server.shutdown()
-        server.server_close()
+    with serving() as start:
+        yield start
 
 
 @pytest.fixture(autouse=True)
@@ -194,18 +150,18 @@ def test_failures_that_pass_are_retried(serve):
 
 def test_failures_that_stay_name_what_to_do(serve, tmp_path):
     server = serve(lambda body: (500, "down"))
-    with pytest.raises(JudgeError, match=r"'m' at http://127.* does not answer .*repeat the command"):
+    with pytest.raises(EndpointError, match=r"'m' at http://127.* does not answer .*repeat the command"):
         Judge("m", server.url, retries=1).verdict(question())
     assert len(server.asked) == 2
     server = serve(lambda body: (401, "who are you"))
-    with pytest.raises(JudgeError, match="refuses the key: set SWAA_JUDGE_KEY or OPENAI_API_KEY"):
+    with pytest.raises(EndpointError, match="refuses the key: set SWAA_JUDGE_KEY or OPENAI_API_KEY"):
         Judge("m", server.url).verdict(question())
     server = serve(lambda body: (400, "no such model"))
-    with pytest.raises(JudgeError, match=r"refuses the request: .*no such model"):
+    with pytest.raises(EndpointError, match=r"refuses the request: .*no such model"):
         Judge("m", server.url).verdict(question())
-    with pytest.raises(JudgeError, match="wants a key"):
+    with pytest.raises(EndpointError, match="wants a key"):
         Judge("gpt-4o")
-    with pytest.raises(JudgeError, match="votes=0"):
+    with pytest.raises(ValueError, match="votes=0"):
         Judge("m", server.url, votes=0)
 
 
@@ -247,7 +203,7 @@ def test_replies_before_a_failure_are_kept(serve, tmp_path):
     server, cache = serve(lambda body: next(replies)), tmp_path / "judge.jsonl"
     judge = Judge("m", server.url, parallel=1)
     judge.keep(cache)
-    with pytest.raises(JudgeError):
+    with pytest.raises(EndpointError):
         judge.verdicts([question(str(number)) for number in range(9)])
     assert [row["reply"] for row in read_lines(cache)] == ["yes", "yes"]
 

@@ -201,3 +201,22 @@ def test_a_broken_line_is_named(tmp_path):
     file.write_text('{"prompt": "1", "answer": "2"}\n\n{"prompt": \n')
     with pytest.raises(ValueError, match="line 3 is broken"):
         read_data(file)
+
+
+def test_plain_text_is_trained_but_for_its_first_token(tmp_path):
+    file = tmp_path / "rows.jsonl"
+    file.write_text('{"text": "abcdefg"}\n{"prompt": "1", "answer": "2", "text": null}')
+    tokenizer = tiny_tokenizer(CHATML)
+    (text, asked), left_out = make_examples(read_data(file), tokenizer)
+    assert (text.prose, asked.prose, left_out) == (True, False, 0)
+    assert tokenizer.decode(text.ids) == "abcdefg"
+    assert text.answer == (False, *[True] * 6)
+    # Cut, and the single token that is left dropped.
+    pieces, left_out = make_examples([{"text": "abcdefg"}], tokenizer, max_length=3)
+    assert [tokenizer.decode(piece.ids) for piece in pieces] == ["abc", "def"]
+    assert left_out == 0
+    with pytest.raises(ValueError, match="row 1: `text` is too short"):
+        make_examples([{"text": "a"}], tokenizer)
+    file.write_text('{"text": ["a"]}')
+    with pytest.raises(ValueError, match="row 1: `text` must be text"):
+        read_data(file)

@@ -284,6 +284,34 @@ def test_the_commands(base, tmp_path):
     assert "window 6, 2 sinks, FA decode" in result.stderr
 
 
+def test_adapters_on_the_command_line(base, tmp_path):
+    train(base, tmp_path / "adapter", max_steps=2)
+    words = ["-m", tmp_path / "adapter", "--max-new-tokens", 3, "--dtype", "float32", "--raw", "--device", "cpu"]
+    result = run("generate", "Some words", *words)
+    assert result.exit_code == 0, result.output
+    assert "recipe stored (window 6, 2 sinks, layers 3 full, FA decode)" in result.stderr
+    adapter = swaa.load(tmp_path / "adapter").eval()
+    ids = tiny_tokenizer(CHATML)("Some words", return_tensors="pt").input_ids
+    expected = adapter.generate(input_ids=ids, max_new_tokens=3, do_sample=False)[0, ids.shape[1] :]
+    assert result.stdout.rstrip("\n") == tiny_tokenizer(CHATML).decode(expected, skip_special_tokens=True)
+    # Below the limit the original model answers.
+    result = run("generate", "Some words", *words, "--original-up-to", "1k")
+    assert "10 prompt tokens" in result.stderr
+    assert "the original model (up to 1024 tokens)" in result.stderr
+    original = AutoModelForCausalLM.from_pretrained(base).generate(ids, max_new_tokens=3, do_sample=False)
+    expected = tiny_tokenizer(CHATML).decode(original[0, ids.shape[1] :], skip_special_tokens=True)
+    assert result.stdout.rstrip("\n") == expected
+    result = run("generate", "Some words", *words, "--original-up-to", "window")
+    assert "recipe stored" in result.stderr
+    result = run("generate", "Hi", "-m", base, "--original-up-to", "window")
+    assert "there is no adaptation to switch off" in result.stderr
+    result = run("inspect", "-m", tmp_path / "adapter", "--json")
+    assert result.exit_code == 0, result.output
+    assert json.loads(result.stdout)["recipe"]["config"] == CONFIG.to_dict()
+    result = run("train", "-m", tmp_path / "adapter", "-d", "x.jsonl", "-o", tmp_path / "next", "--window", 6)
+    assert "swaa merge" in result.stderr
+
+
 def test_mistakes_on_the_command_line(base, tmp_path):
     data = tmp_path / "rows.jsonl"
     data.write_text('{"prompt": "1"}')

@@ -79,3 +79,19 @@ def reference_gradients(conversations, config, family="llama", **changes):
         for name, parameter in model.named_parameters():
             total[name] = total.get(name, 0) + parameter.grad
     return total
+
+
+class Text:
+    """Random tokens that nobody answers; the same properties as a `Conversation`."""
+
+    def __init__(self, length, seed=0):
+        self.ids = torch.randint(3, 101, (1, length), generator=torch.Generator().manual_seed(seed))
+        self.example = Example(tuple(self.ids[0].tolist()), (False, *[True] * (length - 1)), prose=True)
+
+    def dense_rows(self):
+        """No row is that of a generated token."""
+        return torch.zeros(self.ids.shape, dtype=torch.bool)
+
+    def labels(self):
+        """All tokens but the first."""
+        return torch.cat([torch.full((1, 1), NO_LABEL), self.ids[:, 1:]], dim=1)

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from swaa.compiling import compile_layers
     from swaa.config import ConfigError, SWAAConfig
     from swaa.storage import load, save
+    from swaa.switching import switched_off
 
 # Where each public name lives; imported on first use, so that `import swaa` stays fast and patches nothing.
 _EXPORTS = {
@@ -29,6 +30,7 @@ _EXPORTS = {
     "load": "storage",
     "restore": "adapting",
     "save": "storage",
+    "switched_off": "switching",
 }
 __all__ = [
     "AdaptError",
@@ -41,6 +43,7 @@ __all__ = [
     "load",
     "restore",
     "save",
+    "switched_off",
 ]
 
 

@@ -2,7 +2,7 @@
 
 import types
 from collections.abc import Sequence
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 from torch import nn
 from transformers import PreTrainedModel
@@ -11,21 +11,26 @@ from swaa.attention import select_backend
 from swaa.config import ConfigError, LayerRule, SWAAConfig
 from swaa.cost import attention_heads, layer_kinds, reusing_layers
 from swaa.forward import Adaptation, AdaptError, after_forward, before_forward, generate, register
+from swaa.layers import is_int
 
 ModelT = TypeVar("ModelT", bound=nn.Module)
 
 
-def adapt(model: ModelT, config: SWAAConfig) -> ModelT:
+def adapt(model: ModelT, config: SWAAConfig, *, original_up_to: int | Literal["window"] = 0) -> ModelT:
     """Make a loaded model use sliding window attention as `config` says. Adapting again replaces the adaptation.
 
-    `model.generate` stays as it is for the caller. A forward call without a cache takes two more keyword arguments:
+    `model.generate` stays as it is for the caller. A forward call without a cache takes three more keyword arguments:
     `prompt_length` (prompt tokens of each row, padding excluded: an int or `[batch]`) or `dense_rows` (`[batch, rows]`
-    bool, rows to be treated as generated); by default all rows are prompt. With a cache, the first forward on an empty
-    one is the prompt unless `prompt_length` says otherwise.
+    bool, rows to be treated as generated); by default all rows are prompt. `full_attention=True` lets every row see
+    everything, as in the original model. With a cache, the first forward on an empty one is the prompt unless
+    `prompt_length` says otherwise.
 
     Args:
         model: a causal language model of transformers, PEFT-wrapped, quantised or on several devices too.
         config: the adaptation.
+        original_up_to: `generate` leaves prompts of up to so many tokens (padding excluded, the longest of a batch
+            counts) to the original model: adaptation and PEFT adapters are off, and stay off for all that is generated
+            and for later turns on the same cache. "window": up to the window, where a prompt slides nowhere.
 
     Returns:
         The same model.
@@ -36,16 +41,24 @@ def adapt(model: ModelT, config: SWAAConfig) -> ModelT:
     """
     base, decoder = parts(model)
     rules = plan_layers(decoder.config, config)
+    limit = (config.window or 0) if original_up_to == "window" else original_up_to
+    if not is_int(limit) or limit < 0:
+        raise ConfigError(f"original_up_to={original_up_to!r}: give a number of prompt tokens, 0 or more, or 'window'")
     previous = adaptation(model)
     backend, reason = select_backend(config.backend, base.device, base.dtype, head_dim(decoder.config))
     if previous:
         restore(model)
-    native = decoder.config._attn_implementation
-    name = register(native)
+    attach(model, Adaptation(config, rules, backend, reason, decoder.config._attn_implementation, [], limit))
+    return model
+
+
+def attach(model: nn.Module, state: Adaptation) -> None:
+    """Put a resolved adaptation on a model that has none."""
+    base, decoder = parts(model)
+    name = register(state.native)
     decoder.set_attn_implementation(name)
     if decoder.config._attn_implementation != name:
         raise AdaptError(f"{type(base).__name__}: transformers did not accept another attention implementation")
-    state = Adaptation(config, rules, backend, reason, native, [])
     state.handles = [
         decoder.register_forward_pre_hook(before_forward, with_kwargs=True),
         decoder.register_forward_hook(after_forward, with_kwargs=True, always_call=True),
@@ -54,8 +67,7 @@ def adapt(model: ModelT, config: SWAAConfig) -> ModelT:
     # A bound method, so that a deep copy of the model generates with the copy.
     vars(base)["generate"] = types.MethodType(generate, base)
     # A plain dict: a dataclass makes save_pretrained fail.
-    base.config.swaa = config.to_dict()
-    return model
+    base.config.swaa = state.config.to_dict()
 
 
 def restore(model: ModelT) -> ModelT:
@@ -66,13 +78,18 @@ def restore(model: ModelT) -> ModelT:
     from swaa.compiling import uncompile_layers
 
     uncompile_layers(model)
+    detach(model, state)
+    return model
+
+
+def detach(model: nn.Module, state: Adaptation) -> None:
+    """Undo `attach`."""
     base, decoder = parts(model)
     for handle in state.handles:
         handle.remove()
     decoder.set_attn_implementation(state.native)
     del decoder._swaa, base.generate
     del base.config.swaa
-    return model
 
 
 def adaptation(model: nn.Module) -> Adaptation | None:

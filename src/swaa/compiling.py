@@ -4,7 +4,8 @@ Norms, RoPE, activations and residuals are memory-bound: unfused they take as lo
 layers share one compiled code; attention and cache stay what they are.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any, TypeVar
 
 import torch
@@ -66,6 +67,21 @@ def uncompile_layers(model: nn.Module) -> None:
         for module in _modules(model):
             module._compiled_call_impl = None
         state.compiled = False
+
+
+@contextmanager
+def uncompiled(model: nn.Module) -> Iterator[None]:
+    """Let the layers run as they are for a while; what was compiled is kept."""
+    state = adaptation(model)
+    modules = _modules(model) if state is not None and state.compiled else []
+    calls = [module._compiled_call_impl for module in modules]
+    for module in modules:
+        module._compiled_call_impl = None
+    try:
+        yield
+    finally:
+        for module, call in zip(modules, calls, strict=True):
+            module._compiled_call_impl = call
 
 
 def _modules(model: nn.Module) -> list[nn.Module]:

@@ -93,15 +93,23 @@ def generate_answers(
 
 @torch.inference_mode()
 def generate_texts(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, samples: Sequence[Sample], *, max_new_tokens: int
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    samples: Sequence[Sample],
+    *,
+    max_new_tokens: int,
+    temperature: float = 0.0,
+    top_p: float = 1.0,
 ) -> list[tuple[str, bool]]:
-    """Let the model go on after the prompts, greedily, in one batch padded on the left.
+    """Let the model go on after the prompts, in one batch padded on the left.
 
     Args:
         model: the model, adapted or not.
         tokenizer: its tokenizer.
         samples: their prompts are the batch.
         max_new_tokens: where each text is cut off.
+        temperature: of the distribution that tokens are drawn from; 0: the most likely token, always.
+        top_p: share of the probability that may be drawn.
 
     Returns:
         the text of each sample, and whether the model ended it itself.
@@ -112,12 +120,14 @@ def generate_texts(
     rows = [(*left, *s.prompt_ids) for left, s in zip(padding, samples, strict=True)]
     ids = torch.tensor(rows, device=model.device)
     mask = torch.tensor([left + [1] * (longest - len(left)) for left in padding], device=model.device)
+    # By themselves, transformers and many a model's own settings cut the distribution.
+    drawn: dict[str, Any] = {"do_sample": True, "temperature": temperature, "top_p": top_p, "top_k": 0, "min_p": None}
     output = generator.generate(
         ids,
         attention_mask=mask,
         max_new_tokens=max_new_tokens,
-        do_sample=False,
         pad_token_id=_padding(model, tokenizer),
+        **(drawn if temperature else {"do_sample": False}),
     )[:, longest:]
     stops = getattr(model.generation_config, "eos_token_id", None)
     stops = set(stops) if isinstance(stops, list) else {stops}

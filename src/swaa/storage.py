@@ -2,18 +2,17 @@
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from transformers import AutoModelForCausalLM, PreTrainedModel
 from transformers.utils import cached_file
 
 from swaa.adapting import adapt, adaptation
 from swaa.config import ConfigError, SWAAConfig
-from swaa.models import DEFAULT_MODEL, default_model_path
+from swaa.models import DEFAULT_MODEL, PEFT_FILE, default_model_path
 
 # PEFT's own adapter_config.json drops what it does not know, so the adaptation lies in a file beside it.
 ADAPTATION_FILE = "swaa_config.json"
-PEFT_FILE = "adapter_config.json"
 
 
 def save(model: Any, path: str | Path) -> None:
@@ -37,12 +36,20 @@ def save(model: Any, path: str | Path) -> None:
         state.config.save(Path(path) / ADAPTATION_FILE)
 
 
-def load(name: str | Path, config: SWAAConfig | None = None, **kwargs: Any) -> PreTrainedModel:
+def load(
+    name: str | Path,
+    config: SWAAConfig | None = None,
+    *,
+    original_up_to: int | Literal["window"] = 0,
+    **kwargs: Any,
+) -> PreTrainedModel:
     """Load a model and put its adaptation on: `from_pretrained` and `swaa.adapt` in one.
 
     Args:
         name: folder or hub id of an adapted model, or of a PEFT adapter saved with `swaa.save`.
         config: the adaptation; None: the one stored with the model.
+        original_up_to: prompts of up to so many tokens are left to the original model, see `swaa.adapt`: it is a choice
+            of who answers, not of what was trained, so it is not stored.
         **kwargs: passed on to `from_pretrained` (`dtype`, `device_map`, `revision`, ..).
 
     Raises:
@@ -62,7 +69,13 @@ def load(name: str | Path, config: SWAAConfig | None = None, **kwargs: Any) -> P
         if stored is None:
             raise ConfigError(f"{name} stores no adaptation: pass config=SWAAConfig(..)")
         config = SWAAConfig.from_dict(stored)
-    return adapt(model, config)
+    return adapt(model, config, original_up_to=original_up_to)
+
+
+def stored_adaptation(folder: str | Path) -> dict[str, Any] | None:
+    """Read the adaptation beside an adapter in a local folder, None if there is none."""
+    file = Path(folder) / ADAPTATION_FILE
+    return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else None
 
 
 def _load_adapter(name: str | Path, hub: dict[str, Any], kwargs: dict[str, Any]) -> Any:

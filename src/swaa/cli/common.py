@@ -55,7 +55,8 @@ ModelOption = Annotated[
         "--model",
         "-m",
         metavar="NAME",
-        help="A Hugging Face hub id, a local folder or a .gguf file, as in `-m Qwen/Qwen3-4B-Instruct-2507`.",
+        help="A Hugging Face hub id, a local folder (of a model or an adapter) or a .gguf file, as in "
+        "`-m Qwen/Qwen3-4B-Instruct-2507`.",
     ),
 ]
 RecipeOption = Annotated[

@@ -19,12 +19,17 @@ from swaa.cli.common import (
     notes,
     positive_tokens,
     resolve_recipe,
+    token_count,
     warn,
 )
 from swaa.cli.prompting import encode_prompt, read_prompt
 from swaa.cli.wording import short_form
 from swaa.config import SWAAConfig
 from swaa.models import DEFAULT_MODEL, load_model
+
+
+def _limit(text: str | int) -> int | str:
+    return "window" if text == "window" else token_count(text)
 
 
 def generate(
@@ -52,6 +57,15 @@ def generate(
     fa_decode_layers: FaDecodeLayersOption = None,
     dense_tail: DenseTailOption = None,
     backend: BackendOption = None,
+    original_up_to: Annotated[
+        Any,
+        typer.Option(
+            parser=_limit,
+            metavar="TOKENS|window",
+            help="Leave prompts of up to so many tokens to the original model, full attention and no adapter, as in "
+            "`--original-up-to window` (up to the window).",
+        ),
+    ] = 0,
     system: Annotated[
         str | None, typer.Option("--system", metavar="TEXT", help="System message, as in `--system 'Be brief.'`.")
     ] = None,
@@ -104,10 +118,12 @@ def generate(
 
     - `swaa generate -r sinks-fa-decode-tail --file book.txt "Who is Miss Bates?" > answer.txt`
 
+    - `swaa generate -m adapters/first --original-up-to window "Why is the sky blue?"`
+
     - `cat notes.txt | swaa generate --raw --max-new-tokens 64 --temperature 0.8 --seed 1`
     """
     text = read_prompt(prompt, file)
-    from swaa.adapting import adapt, plan_layers
+    from swaa.adapting import adapt, adaptation, plan_layers
     from swaa.cli.loading import load_config
     from swaa.models import quiet_transformers
 
@@ -125,12 +141,14 @@ def generate(
         backend=backend,
     )
     adapted = chosen.config != SWAAConfig()
+    if original_up_to and not adapted:
+        raise ValueError("--original-up-to: there is no adaptation to switch off: name a recipe by -r")
     if adapted:
         # Before the weights are loaded, which may take minutes.
         plan_layers(config.get_text_config(), chosen.config)
     loaded, tokenizer = load_model(model, dtype=dtype, device=device)
     if adapted:
-        adapt(loaded, chosen.config)
+        adapt(loaded, chosen.config, original_up_to=original_up_to)
     inputs = encode_prompt(tokenizer, text, chosen.chain_of_thought, system, raw)
     count = inputs["input_ids"].shape[1]
     positions = getattr(config.get_text_config(), "max_position_embeddings", None)
@@ -148,7 +166,11 @@ def generate(
         options["cache_implementation"] = "static"
     with quiet_transformers():
         timer = _generate(loaded, tokenizer, inputs, seed, max_new_tokens=max_new_tokens, **options)
-    notes().print(f"{count} prompt tokens, {timer.summary()}, recipe {chosen.name} ({short_form(chosen.config)})")
+    recipe_text = f"recipe {chosen.name} ({short_form(chosen.config)})"
+    state = adaptation(loaded)
+    if state is not None and count <= state.original_up_to:
+        recipe_text = f"the original model (up to {state.original_up_to} tokens)"
+    notes().print(f"{count} prompt tokens, {timer.summary()}, {recipe_text}")
 
 
 class _Timer:

@@ -3,12 +3,12 @@
 from pathlib import Path
 from typing import Any
 
-from swaa.models import DEFAULT_MODEL, ModelError, default_model_path, quiet_transformers
+from swaa.models import DEFAULT_MODEL, ModelError, adapter_base, default_model_path, quiet_transformers
 from swaa.registry import suggestion
 
 
 def load_config(name: str) -> Any:
-    """Read a model's configuration, without its weights.
+    """Read a model's configuration, without its weights; that of an adapter's model has the adapter's adaptation.
 
     Args:
         name: as in `swaa.models.load_model`.
@@ -19,6 +19,13 @@ def load_config(name: str) -> Any:
     from transformers import AutoConfig
 
     path = default_model_path() if name == DEFAULT_MODEL else Path(name).expanduser()
+    if (base := adapter_base(path)) is not None:
+        from swaa.storage import stored_adaptation
+
+        config = load_config(base)
+        if (stored := stored_adaptation(path)) is not None:
+            config.swaa = stored
+        return config
     where: dict[str, Any] = {"trust_remote_code": False}
     reason = "" if path.exists() else _unreachable(name)
     try:

@@ -37,8 +37,8 @@ def train(
             "--data",
             "-d",
             metavar="PATH",
-            help="Rows with `prompt` and `answer`, or with `messages` (conversations): JSONL, JSON, parquet or a hub "
-            "id, as in `-d answers.jsonl`.",
+            help="Rows with `prompt` and `answer`, `messages` (conversations) or `text` (all of it is trained): JSONL, "
+            "JSON, parquet or a hub id, as in `-d answers.jsonl`.",
             rich_help_panel=_DATA,
         ),
     ],
@@ -107,6 +107,22 @@ def train(
             rich_help_panel=_LORA,
         ),
     ] = "q_proj,k_proj,v_proj",
+    loss: Annotated[
+        str,
+        typer.Option(
+            metavar="NAME",
+            help="Of a trained token: `sft` (its likelihood), `kl` (how far the model is from the original one under "
+            "full attention), `sft+kl`, as in `--loss kl`.",
+            rich_help_panel=_STEPS,
+        ),
+    ] = "sft",
+    kl_weight: Annotated[
+        float, typer.Option(help="Of the divergence in the loss, as in `--kl-weight 0.5`.", rich_help_panel=_STEPS)
+    ] = 1.0,
+    temperature: Annotated[
+        float,
+        typer.Option(help="That flattens both sides of the divergence: `--temperature 2`.", rich_help_panel=_STEPS),
+    ] = 1.0,
     learning_rate: Annotated[
         float, typer.Option("--learning-rate", "--lr", help="As in `--lr 2e-5`.", rich_help_panel=_STEPS)
     ] = 1e-4,
@@ -198,15 +214,18 @@ def train(
 ) -> None:
     """Fine-tune a model under a recipe's mask: prompt rows slide, answers are dense where the recipe has FA decode.
 
-    The loss is on the answers only. The result is an adapter with its adaptation, which `swaa.load` reads and
-    `swaa merge` folds into the weights. Repeat the command with the same `--output` and it goes on from its last
-    checkpoint, to the same result.
+    The loss is on the answers only (on all of plain text). With `--loss kl` the model learns from what it was itself:
+    the same weights under full attention, without the adapter, are the teacher.
+
+    The result is an adapter with its adaptation, which `swaa.load` reads and `swaa merge` folds into the weights.
+    Repeat the command with the same `--output` and it goes on from its last checkpoint, to the same result.
 
     **Examples**
 
     - `swaa train -r sinks-fa-decode --window 256 -d answers.jsonl -o adapters/first --needles 20`
     - `swaa train -m Qwen/Qwen3-4B -r sinks-fa-decode -d me/answers --pack 32k --gradient-checkpointing -o adapters/q`
     - `swaa train -r plan.json -d chats.parquet --eval-data held-out.parquet --eval-steps 50 --rank 64 -o adapters/chat`
+    - `swaa train -r sinks-fa-decode -d answers-and-prose.jsonl --loss sft+kl --pack 8k -o adapters/kl`
     - `swaa train -r sinks-fa-decode -d answers.jsonl --full --lr 1e-5 -o models/full`
     """
     import torch
@@ -214,17 +233,20 @@ def train(
     from swaa.adapting import adapt, plan_layers
     from swaa.cli.loading import load_config
     from swaa.config import SWAAConfig
-    from swaa.models import load_model, loading_options, quiet_transformers
+    from swaa.models import adapter_base, load_model, loading_options, quiet_transformers
     from swaa.tasks import TASKS
-    from swaa.train import Lora, TrainSettings, fine_tune, make_examples, read_data
+    from swaa.train import Lora, Objective, TrainSettings, fine_tune, make_examples, read_data
 
     if model.endswith(".gguf"):
         raise ValueError("--model: a .gguf file holds rounded weights: fine-tune the original model")
+    if adapter_base(Path(model).expanduser()) is not None:
+        raise ValueError(f"--model {model} is an adapter: fold it into its model first, by `swaa merge {model} -o DIR`")
     place, options = loading_options(dtype, device)
     if options["dtype"] not in (torch.bfloat16, torch.float32):
         raise ValueError(f"--dtype {dtype}: training computes in bfloat16 or float32")
     settings = TrainSettings(
         lora=None if full else Lora(rank, alpha, rslora, _names(targets)),
+        objective=Objective(loss, kl_weight, temperature),
         learning_rate=learning_rate,
         epochs=epochs,
         max_steps=max_steps,

@@ -59,7 +59,7 @@ def run(
 
     Raises:
         ConfigError: a recipe does not fit the model.
-        JudgeError: the judge cannot be reached; everything measured is kept.
+        EndpointError: the judge cannot be reached; everything measured is kept.
         ValueError: the folder holds another run, or a task cannot make such samples.
     """
     workers = workers or Workers()

@@ -25,7 +25,7 @@ def judge_rows(
         progress: called with a text, the verdicts so far, and all of them.
 
     Raises:
-        JudgeError: the judge cannot be reached. Verdicts so far are in its cache.
+        EndpointError: the judge cannot be reached. Verdicts so far are in its cache.
     """
     waiting = [row for row in rows if is_open(row)]
     if not waiting:

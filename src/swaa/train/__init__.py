@@ -4,6 +4,7 @@ from swaa.train.collator import Collator
 from swaa.train.data import Example, make_examples, pack, read_data
 from swaa.train.fine_tune import fine_tune
 from swaa.train.lora import Lora, add_lora, merge
+from swaa.train.loss import Objective
 from swaa.train.settings import TrainSettings
 from swaa.train.trainer import SwaaTrainer
 
@@ -11,6 +12,7 @@ __all__ = [
     "Collator",
     "Example",
     "Lora",
+    "Objective",
     "SwaaTrainer",
     "TrainSettings",
     "add_lora",

@@ -8,9 +8,7 @@ import torch
 from torch import Tensor
 
 from swaa.train.data import Example
-
-# What the models' losses leave out.
-NO_LABEL = -100
+from swaa.train.loss import NO_LABEL
 
 
 @dataclass(frozen=True)
@@ -68,6 +66,8 @@ def generated(example: Example) -> list[bool]:
     """Return which rows of an example are those of generated tokens at inference.
 
     These are the answers' tokens but for the last of each: what ends an answer is never fed to the model in its turn,
-    so its row begins the next prompt. (In the last turn nothing depends on it.)
+    so its row begins the next prompt. (In the last turn nothing depends on it.) Plain text has none.
     """
+    if example.prose:
+        return [False] * len(example.ids)
     return [*(flag and following for flag, following in pairwise(example.answer)), False]

@@ -14,11 +14,13 @@ _ROLES = ("system", "user", "assistant")
 
 @dataclass(frozen=True)
 class Example:
-    """One sample: a prompt and its answer, or a conversation.
+    """One sample: a prompt and its answer, a conversation, or plain text.
 
     Args:
         ids: token ids, special tokens included.
-        answer: for each token, whether the model says it (it is trained), the token that ends an answer included.
+        answer: for each token, whether it is trained: the model says it, the token that ends an answer included.
+        prose: the sample is plain text, which nobody answers: its trained tokens are not generated ones, so that their
+            rows slide.
 
     Raises:
         ValueError: no token is trained, or the first one is, which nothing predicts.
@@ -26,6 +28,7 @@ class Example:
 
     ids: tuple[int, ...]
     answer: tuple[bool, ...]
+    prose: bool = False
 
     def __post_init__(self) -> None:
         """Check that there is something to train on."""
@@ -38,7 +41,7 @@ class Example:
 
 
 def read_data(path: str | Path) -> list[dict[str, Any]]:
-    """Read training data: rows with `prompt` and `answer`, or with `messages` (turns with `role` and `content`).
+    """Read training data: rows with `prompt` and `answer`, `messages` (turns with `role` and `content`) or `text`.
 
     Args:
         path: a parquet, JSON or JSONL file, or a hub id, see `swaa.tasks.datafile.read_rows`.
@@ -61,33 +64,39 @@ def make_examples(
 ) -> tuple[list[Example], int]:
     """Tokenise training data in the model's chat template, or as plain text where it has none.
 
-    Every piece of text is encoded as it is at inference: the prompt by itself, then the answer that follows it.
+    Every piece of text is encoded as it is at inference: the prompt by itself, then the answer that follows it. Of
+    plain text (`text`) every token but the first is trained, outside of any chat template.
 
     Args:
         rows: what `read_data` returns.
         tokenizer: a transformers tokenizer.
-        max_length: samples of more tokens are left out, never cut: a cut answer teaches to stop early.
+        max_length: samples of more tokens are left out, never cut: a cut answer teaches to stop early. Plain text is
+            cut into examples of this length.
 
     Returns:
-        the examples, and how many were left out.
+        the examples, and how many rows were left out.
 
     Raises:
         ValueError: a row cannot be rendered, `messages` without a chat template, or no row fits.
     """
     marks = ChatMarks(tokenizer) if getattr(tokenizer, "chat_template", None) else None
     examples: list[Example] = []
-    lengths = []
+    too_long: list[int] = []
     for number, row in enumerate(rows, start=1):
         try:
+            if _kind(row) == "text":
+                examples += _prose(row["text"], tokenizer, max_length)
+                continue
             example = _example(row, tokenizer, marks)
         except ValueError as error:
             raise ValueError(f"row {number}: {error}") from error
-        lengths.append(len(example.ids))
         if max_length is None or len(example.ids) <= max_length:
             examples.append(example)
+        else:
+            too_long.append(len(example.ids))
     if not examples:
-        raise ValueError(f"no sample fits in max_length={max_length}: the shortest has {min(lengths)} tokens")
-    return examples, len(lengths) - len(examples)
+        raise ValueError(f"no sample fits in max_length={max_length}: the shortest has {min(too_long)} tokens")
+    return examples, len(too_long)
 
 
 def pack(examples: Iterable[Example], length: int) -> list[list[Example]]:
@@ -111,25 +120,53 @@ def pack(examples: Iterable[Example], length: int) -> list[list[Example]]:
     return rows
 
 
+def check_messages(messages: Any) -> None:
+    """Raise `ValueError` unless `messages` is a list of turns, each with a known `role` and a text `content`."""
+    if not isinstance(messages, list) or not messages:
+        raise ValueError("`messages` must be a list of turns such as {'role': 'user', 'content': '..'}")
+    for turn in messages:
+        if not isinstance(turn, dict) or not isinstance(turn.get("content"), str):
+            raise ValueError(f"a turn needs a text `content`, and this one is {turn!r}")
+        if turn.get("role") not in _ROLES:
+            raise ValueError(f"role {turn.get('role')!r} is not known: use one of {', '.join(_ROLES)}")
+
+
+def _kind(row: dict[str, Any]) -> str:
+    """Tell what a row is. A parquet file has all fields in every row, some of them empty."""
+    if row.get("messages") is not None:
+        return "messages"
+    return "text" if row.get("text") and row.get("prompt") is None and row.get("answer") is None else "prompt"
+
+
 def _check(row: dict[str, Any]) -> None:
-    # A parquet file has all fields in every row, some of them empty.
-    if (messages := row.get("messages")) is not None:
-        if not isinstance(messages, list) or not messages:
-            raise ValueError("`messages` must be a list of turns such as {'role': 'user', 'content': '..'}")
-        for turn in messages:
-            if not isinstance(turn, dict) or not isinstance(turn.get("content"), str):
-                raise ValueError(f"a turn needs a text `content`, and this one is {turn!r}")
-            if turn.get("role") not in _ROLES:
-                raise ValueError(f"role {turn.get('role')!r} is not known: use one of {', '.join(_ROLES)}")
+    kind = _kind(row)
+    if kind == "messages":
+        messages = row["messages"]
+        check_messages(messages)
         if not any(turn["role"] == "assistant" for turn in messages):
             raise ValueError("no turn has the role 'assistant': there is nothing to train on")
+        return
+    if kind == "text":
+        if not isinstance(row["text"], str):
+            raise ValueError(f"`text` must be text, and it is {row['text']!r}")
         return
     for field in ("prompt", "answer"):
         if not isinstance(row.get(field), str) or not row[field]:
             found = f"it is {row[field]!r}" if field in row else f"the row has {', '.join(sorted(row)) or 'no field'}"
             raise ValueError(
-                f"needed are `prompt` and `answer`, both text, or `messages`; `{field}` is missing: {found}"
+                "needed are `prompt` and `answer`, both text, or `messages`, or `text` alone; "
+                f"`{field}` is missing: {found}"
             )
+
+
+def _prose(text: str, tokenizer: Any, max_length: int | None) -> list[Example]:
+    ids = [*leading_ids(tokenizer), *encode(tokenizer, text)]
+    size = max_length or len(ids)
+    # What is left may be a single token, which nothing predicts.
+    pieces = [piece for start in range(0, len(ids), size) if len(piece := ids[start : start + size]) > 1]
+    if not pieces:
+        raise ValueError("`text` is too short: there is nothing to train on")
+    return [Example(tuple(piece), (False, *[True] * (len(piece) - 1)), prose=True) for piece in pieces]
 
 
 def _example(row: dict[str, Any], tokenizer: Any, marks: ChatMarks | None) -> Example:

@@ -8,11 +8,13 @@ from pathlib import Path
 from typing import Any
 
 from swaa.adapting import adaptation, parts
+from swaa.models import PEFT_FILE
 from swaa.results import command_line, environment, model_revision, replace_json
-from swaa.storage import PEFT_FILE, save
+from swaa.storage import save
 from swaa.tasks import Sample
 from swaa.train.data import Example, pack
 from swaa.train.lora import add_lora
+from swaa.train.loss import uninstall
 from swaa.train.settings import TrainSettings
 from swaa.train.trainer import Show, SwaaTrainer
 
@@ -83,15 +85,18 @@ def fine_tune(
     arguments = settings.arguments(
         output / CHECKPOINTS, evaluates=bool(eval_examples or needles), resumes=checkpoint is not None
     )
-    trainer = SwaaTrainer(model, arguments, rows, tokenizer, eval_examples=eval_examples, needles=needles, show=show)
+    watch: dict[str, Any] = {"eval_examples": eval_examples, "needles": needles, "show": show}
+    trainer = SwaaTrainer(model, arguments, rows, tokenizer, objective=settings.objective, **watch)
     try:
         trainer.train(resume_from_checkpoint=checkpoint)
+        log = trainer.state.log_history
+        measured = [line["step"] for line in log if any(name.startswith("eval_") for name in line)]
+        if (eval_examples or needles) and measured[-1:] != [trainer.state.global_step]:
+            trainer.evaluate()
     finally:
+        uninstall(model)
         # The Trainer switches the cache off, and would leave it off in what is saved.
         decoder_config.use_cache = uses_cache
-    measured = [line["step"] for line in trainer.state.log_history if any(name.startswith("eval_") for name in line)]
-    if (eval_examples or needles) and measured[-1:] != [trainer.state.global_step]:
-        trainer.evaluate()
     trainer.accelerator.wait_for_everyone()
     record |= {"rows": len(rows), "steps": trainer.state.global_step, "log": trainer.state.log_history}
     if trainer.is_world_process_zero():
@@ -140,7 +145,7 @@ def _identity(record: dict[str, Any]) -> dict[str, Any]:
 def _fingerprint(examples: Sequence[Example]) -> str:
     digest = hashlib.sha256()
     for example in examples:
-        digest.update(repr((example.ids, example.answer)).encode())
+        digest.update(repr((example.ids, example.answer, example.prose)).encode())
     return digest.hexdigest()
 
 

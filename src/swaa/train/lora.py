@@ -8,8 +8,9 @@ from typing import Any
 import torch
 
 from swaa.adapting import parts
+from swaa.models import PEFT_FILE
 from swaa.registry import suggestion
-from swaa.storage import PEFT_FILE, load, save
+from swaa.storage import load, save
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from swaa.train.lora import Lora
+from swaa.train.loss import Objective
 
 if TYPE_CHECKING:
     from transformers import TrainingArguments
@@ -17,6 +18,7 @@ class TrainSettings:
 
     Args:
         lora: the adapters; None: all weights are trained.
+        objective: the loss of a trained token; with "kl" the original weights are the teacher, so they must stay.
         learning_rate: of AdamW; after the warm-up it falls to 0 along a line.
         epochs: times that the data is seen.
         max_steps: optimizer steps instead of `epochs`; None: epochs count.
@@ -39,6 +41,7 @@ class TrainSettings:
     """
 
     lora: Lora | None = field(default_factory=Lora)
+    objective: Objective = field(default_factory=Objective)
     learning_rate: float = 1e-4
     epochs: float = 1.0
     max_steps: int | None = None
@@ -67,6 +70,11 @@ class TrainSettings:
                 raise ValueError(f"{name}={getattr(self, name)}: use a number above 0")
         if not 0 <= self.warmup < 1:
             raise ValueError(f"warmup={self.warmup} is no share: use 0 or more and less than 1")
+        if self.objective.kl and self.lora is None:
+            raise ValueError(
+                f"loss={self.objective.loss!r} needs LoRA: the original weights are the teacher, and training them all "
+                "would overwrite it: leave --full out, or use --loss sft"
+            )
 
     def arguments(self, folder: Path, *, evaluates: bool, resumes: bool = False) -> "TrainingArguments":
         """Return the Trainer's arguments.

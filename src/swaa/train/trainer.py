@@ -1,8 +1,7 @@
 """The Trainer of transformers on an adapted model: its evaluation, and the adaptation beside every checkpoint."""
 
 import math
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +13,9 @@ from swaa.adapting import adaptation
 from swaa.evaluate import score_answers
 from swaa.storage import ADAPTATION_FILE
 from swaa.tasks import Sample
-from swaa.train.collator import NO_LABEL, Collator
+from swaa.train.collator import Collator
 from swaa.train.data import Example
+from swaa.train.loss import NO_LABEL, Objective, evaluating, install
 
 Show = Callable[[int, dict[str, float]], None]
 
@@ -23,14 +23,17 @@ Show = Callable[[int, dict[str, float]], None]
 class SwaaTrainer(Trainer):
     """Trains an adapted model under its mask: prompt rows slide, answers are dense where it has FA decode.
 
-    `evaluate` measures the mean negative log likelihood of the answers' tokens (`eval_nll`, nats) and the accuracy on
-    needles (`eval_needle_accuracy`).
+    The loss is the objective's sum over the trained tokens of a step, divided by their number, however they fall into
+    passes and processes. `evaluate` measures the mean negative log likelihood of the trained tokens of held-out data
+    (`eval_nll`, nats), their mean divergence from the original model where it is a part of the loss (`eval_kl`), and
+    the accuracy on needles (`eval_needle_accuracy`).
 
     Args:
         model: an adapted model, PEFT-wrapped or not.
         args: the Trainer's arguments.
         rows: each a list of examples: one, or several that are packed.
         tokenizer: of the model.
+        objective: what is minimised.
         eval_examples: held-out data.
         needles: retrieval samples.
         show: called with the step and the metrics, whenever there are some.
@@ -43,6 +46,7 @@ class SwaaTrainer(Trainer):
         rows: Sequence[Sequence[Example]],
         tokenizer: Any,
         *,
+        objective: Objective | None = None,
         eval_examples: Sequence[Example] = (),
         needles: Sequence[Sample] = (),
         show: Show | None = None,
@@ -52,6 +56,9 @@ class SwaaTrainer(Trainer):
             raise ValueError("the model carries no adaptation to train under: call swaa.adapt first")
         self.needles = needles
         self.tokenizer = tokenizer
+        self.objective: Objective = objective or Objective()
+        self._sums: Tensor | None = None
+        install(model)
         super().__init__(
             model,
             args,
@@ -61,14 +68,16 @@ class SwaaTrainer(Trainer):
             callbacks=[_Callback(show)],
         )
         self.remove_callback(PrinterCallback)
+        # The number of trained tokens of a step is wanted for every family.
+        self.model_accepts_loss_kwargs = True
 
     def evaluate(self, *args: Any, metric_key_prefix: str = "eval", **kwargs: Any) -> dict[str, float]:
         """Measure the model as it is now; see the class. Arguments other than the prefix are ignored."""
         metrics: dict[str, float] = {}
         model: Any = self.model
-        with _evaluating(model), self.accelerator.autocast():
+        with evaluating(model), self.accelerator.autocast():
             if self.eval_dataset:
-                metrics["nll"] = self._nll(model)
+                metrics |= self._losses(model)
             if self.needles:
                 answers = list(score_answers(model, self.tokenizer, self.needles))
                 metrics["needle_accuracy"] = sum(answer.correct for answer in answers) / len(answers)
@@ -78,21 +87,43 @@ class SwaaTrainer(Trainer):
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
 
+    def compute_loss(
+        self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Tensor | int | None = None
+    ) -> Any:
+        """Return the loss of a pass, its share of the mean over the trained tokens of the whole step."""
+        losses = model(**inputs, objective=self.objective)
+        with torch.no_grad():
+            sums = torch.stack([losses["nll"].new_tensor(len(losses["nll"])), *(x.sum() for x in losses.values())])
+            self._sums = sums if self._sums is None else self._sums + sums
+        count = len(losses["nll"]) if num_items_in_batch is None else num_items_in_batch
+        loss = self.objective.total(losses) / count
+        if num_items_in_batch is not None and self.args.average_tokens_across_devices:
+            # The count is that of all processes, whose gradients are then averaged.
+            loss = loss * self.accelerator.num_processes
+        return (loss, losses) if return_outputs else loss
+
+    def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
+        """Add the parts of the loss, mean nats a token since the last line."""
+        if "loss" in logs and self._sums is not None:
+            count, *sums = self.accelerator.reduce(self._sums.double(), "sum").tolist()
+            self._sums = None
+            if len(sums) > 1:
+                logs |= {name: value / count for name, value in zip(("nll", "kl"), sums, strict=True)}
+        super().log(logs, *args, **kwargs)
+
     @torch.no_grad()
-    def _nll(self, model: Any) -> float:
+    def _losses(self, model: Any) -> dict[str, float]:
         sums: list[Tensor] = []
         for batch in self.get_eval_dataloader():
             batch = self._prepare_inputs(batch)
-            labels = batch.pop("labels")[:, 1:]
-            logits = model(**batch, use_cache=False).logits[:, :-1]
-            losses = torch.nn.functional.cross_entropy(
-                logits.flatten(0, 1).float(), labels.flatten(), ignore_index=NO_LABEL, reduction="none"
-            )
-            of_row = torch.stack([losses.view(labels.shape).sum(-1), (labels != NO_LABEL).sum(-1)], dim=-1)
+            losses = model(**batch, objective=self.objective)
+            row = (batch["labels"][:, 1:] != NO_LABEL).nonzero()[:, 0]
+            values = torch.stack([torch.ones_like(losses["nll"]), *losses.values()], dim=-1).double()
             # What several processes measured, without the rows that fill the last batch up.
+            of_row = values.new_zeros(len(batch["labels"]), values.shape[1]).index_add_(0, row, values)
             sums.append(self.accelerator.gather_for_metrics(of_row))
-        loss, count = torch.cat(sums).double().sum(0).tolist()
-        return loss / count
+        count, *totals = torch.cat(sums).sum(0).tolist()
+        return {name: total / count for name, total in zip(("nll", "kl"), totals, strict=False)}
 
 
 class _Callback(TrainerCallback):
@@ -111,13 +142,3 @@ class _Callback(TrainerCallback):
         """Hand the metrics on."""
         if self.show is not None and state.is_world_process_zero and logs:
             self.show(state.global_step, dict(logs))
-
-
-@contextmanager
-def _evaluating(model: Any) -> Iterator[None]:
-    training = model.training
-    model.eval()
-    try:
-        yield
-    finally:
-        model.train(training)

@@ -1,0 +1,262 @@
+"""Fine-tuning of the default model for two cases, on generated and self-distilled data, and what comes of it.
+
+    python benchmarks/finetune.py data                                     # what it trains on; then, on a GPU,
+    python benchmarks/finetune.py distill                                  # the model's own answers
+    python benchmarks/finetune.py train a-kl --case a --loss kl            # and others, as processes side by side
+    python benchmarks/finetune.py evaluate original a-kl                   # before and after
+    python benchmarks/finetune.py collect original a-kl b-kl               # write benchmarks/finetune.csv, .json, .png
+
+Case a: no full layer, FA decode. Case b: layers 7, 15, 17 and 18 full, no FA decode, so that 26 of 30 layers release
+their KV. A step that was killed goes on when its command is repeated; `--folder` holds everything. `evaluate` measures
+needle and needle-multikey (their keys, wordings and texts are not in the data) and perplexity on a book that is not in
+the data either: under the case's own attention and under full attention. Against time limits, put
+`timeout 540` in front.
+"""
+
+import argparse
+import json
+import math
+import random
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from finetune_data import MAKERS, make
+
+import swaa
+from swaa.evaluate import accuracy_interval, perplexity, score_answers
+from swaa.models import load_model, quiet_transformers
+from swaa.results import append_lines, command_line, environment, read_lines, replace_lines, write_csv, write_json
+from swaa.tasks import TASKS
+
+HERE = Path(__file__).parent
+ORIGINAL = "original"
+WINDOW = 256
+CASES = {"a": {"fa_decode": True}, "b": {"full_layers": [7, 15, 17, 18]}}
+COUNTS = {"retrieval": 6000, "broad": 1500, "prose": 600}
+TARGETS = {"attention": "q_proj,k_proj,v_proj,o_proj"}
+TARGETS["all"] = TARGETS["attention"] + ",gate_proj,up_proj,down_proj"
+ACCURACY_TASKS = ("needle", "needle-multikey")
+# Shares of full attention's accuracy, by length, and how much worse the perplexity may be.
+AIMS, PERPLEXITY_AIM = {2048: 0.98, 4096: 0.95}, 1.03
+# Tokens that an evaluation pass holds.
+PASS_TOKENS = 1 << 15
+
+
+def case_config(case, sinks):
+    return swaa.SWAAConfig(window=WINDOW, sinks=sinks, **CASES[case])
+
+
+def data(options):
+    """Write the generated parts, and the prompts that the model is to answer."""
+    tokenizer = load_model(device="cpu")[1]
+    for part, count in COUNTS.items():
+        file = options.folder / f"{part}.jsonl"
+        if not file.exists():
+            count = max(int(count * options.scale), 4)
+            replace_lines(file, make(part, tokenizer, count, options.shortest, options.longest, seed=0))
+        print(f"{file}: {file.stat().st_size / 1e6:.1f} MB", flush=True)
+
+
+def distill(options):
+    """Let the original model answer the broad prompts."""
+    words = ["-d", options.folder / "broad.jsonl", "-o", options.folder / "distilled"]
+    run("distill", *words, "--samples", 1, "--max-new-tokens", options.new_tokens, "--batch-size", options.batch_size)
+
+
+def train(options):
+    """Mix the named parts and train on them."""
+    rows = []
+    for part in options.parts.split(","):
+        if part == "broad":
+            from swaa.train import read_data
+
+            answers = read_data(options.folder / "distilled" / "answers.parquet")
+            rows += [{"prompt": row["prompt"], "answer": row["answer"]} for row in answers]
+        else:
+            rows += read_lines(options.folder / f"{part}.jsonl")
+    random.Random(0).shuffle(rows)
+    folder = options.folder / options.name
+    folder.mkdir(exist_ok=True)
+    replace_lines(folder / "data.jsonl", rows)
+    config = case_config(options.case, options.sinks)
+    config.save(folder / "recipe.yaml")
+    words = ["-r", folder / "recipe.yaml", "-d", folder / "data.jsonl", "-o", folder / "adapter"]
+    words += ["--targets", TARGETS[options.targets], "--rank", options.rank]
+    words += ["--lr", options.lr, "--max-steps", options.steps, "--pack", options.pack, "--accumulate", options.rows]
+    words += ["--save-steps", options.save_steps, "--eval-steps", options.eval_steps, "--log-steps", 20]
+    words += ["--needles", options.needles, "--needle-length", options.longest // 2]
+    words += ["--loss", options.loss, "--kl-weight", options.kl_weight]
+    record = folder / "adapter" / "train.json"
+    if record.exists() and "log" in json.loads(record.read_text()):
+        print(f"{options.name} is trained")
+        return
+    run("train", *words)
+
+
+def run(*words):
+    command = [sys.executable, "-m", "swaa.cli", *map(str, words)]
+    print(" ".join(command), flush=True)
+    if code := subprocess.run(command).returncode:
+        sys.exit(code)
+
+
+def evaluate(options):
+    """Measure models, a line a figure; what is there already is not measured again."""
+    for name in options.names:
+        file = options.folder / f"{name}.jsonl"
+        done = {key(row) for row in read_lines(file)}
+        with quiet_transformers():
+            base, tokenizer = load_model()
+            model, attentions = base, {"full": swaa.SWAAConfig()}
+            if name == ORIGINAL:
+                attentions |= {f"{case}, {n} sinks": case_config(case, n) for case in CASES for n in options.sinks}
+            else:
+                folder = options.folder / name / "adapter"
+                model = swaa.load(folder, dtype=base.dtype).to(base.device).eval()
+                attentions["own"] = swaa.adaptation(model).config
+            for attention, config in attentions.items():
+                swaa.adapt(model, config)
+                for row in figures(model, tokenizer, name, attention, done, options):
+                    append_lines(file, [row | {"config": config.to_dict()}])
+
+
+def figures(model, tokenizer, name, attention, done, options):
+    for length in options.lengths:
+        for task in (*ACCURACY_TASKS, "perplexity"):
+            begin, row = time.perf_counter(), {"name": name, "attention": attention, "task": task, "length": length}
+            if key(row) in done:
+                continue
+            # The book has so many windows that share nothing.
+            count = min(options.samples, 190_000 // length) if task == "perplexity" else options.samples
+            samples = TASKS[task].samples(tokenizer, length=length, count=count, seed=options.seed, split="test")
+            if task == "perplexity":
+                nlls = list(perplexity(model, samples))
+                row |= {"accuracy": None, "low": None, "high": None, "nll": math.fsum(nlls) / count}
+            else:
+                batch = max(PASS_TOKENS // length, 1)
+                answers = list(score_answers(model, tokenizer, samples, batch_size=batch))
+                correct = sum(answer.correct for answer in answers)
+                low, high = accuracy_interval(correct, count)
+                nll = math.fsum(answer.nll for answer in answers) / count
+                row |= {"accuracy": correct / count, "low": low, "high": high, "nll": nll}
+            row |= {"samples": count}
+            print(
+                f"{name}, {attention}, {task}, {length}: {shown(row)}, {time.perf_counter() - begin:.0f} s", flush=True
+            )
+            yield row
+
+
+def key(row):
+    return row["name"], row["attention"], row["task"], row["length"]
+
+
+def shown(row):
+    accuracy = f"perplexity {math.exp(row['nll']):.2f}" if row["accuracy"] is None else f"{row['accuracy']:.3f}"
+    return f"{accuracy} (NLL {row['nll']:.3f})"
+
+
+def collect(options):
+    """Set what was measured beside the original under full attention, and write it into benchmarks/."""
+    lines, trained = [], {}
+    for name in options.names:
+        lines += read_lines(options.folder / f"{name}.jsonl")
+        if name != ORIGINAL:
+            record = json.loads((options.folder / name / "adapter" / "train.json").read_text())
+            kept = ("command", "settings", "config", "examples", "rows", "steps", "environment")
+            trained[name] = {field: record[field] for field in kept}
+    reference = {(x["task"], x["length"]): x for x in lines if x["name"] == ORIGINAL and x["attention"] == "full"}
+    table = []
+    for line in lines:
+        original, length = reference[line["task"], line["length"]], line["length"]
+        row = {
+            name: line[name] for name in ("name", "attention", "task", "length", "samples", "accuracy", "low", "high")
+        }
+        row |= {"nll": line["nll"], "perplexity": "", "ratio": "", "aim": ""}
+        if line["task"] == "perplexity":
+            row |= {"accuracy": "", "low": "", "high": "", "perplexity": math.exp(line["nll"])}
+            row["ratio"] = math.exp(line["nll"] - original["nll"])
+            row["aim"] = "met" if row["ratio"] <= PERPLEXITY_AIM else "missed"
+        elif original["accuracy"]:
+            row["ratio"] = line["accuracy"] / original["accuracy"]
+            row["aim"] = "" if length not in AIMS else "met" if row["ratio"] >= AIMS[length] else "missed"
+        table.append(row)
+    write_csv(HERE / "finetune.csv", table)
+    facts = {"command": command_line(), "environment": environment(), "trained": trained}
+    write_json(HERE / "finetune.json", facts)
+    plot(table, trained)
+
+
+def plot(table, trained):
+    from matplotlib.figure import Figure
+
+    series = list(dict.fromkeys((row["name"], row["attention"]) for row in table))
+    figure = Figure((13, 4.5), layout="constrained")
+    axes = figure.subplots(1, 3)
+    for axis, task in zip(axes, (*ACCURACY_TASKS, "perplexity"), strict=True):
+        for name, attention in series:
+            rows = [x for x in table if (x["name"], x["attention"], x["task"]) == (name, attention, task)]
+            rows.sort(key=lambda row: row["length"])
+            values = [row["perplexity" if task == "perplexity" else "accuracy"] for row in rows]
+            style = ":" if name == ORIGINAL and attention != "full" else "--" if attention == "full" else "-"
+            axis.plot([row["length"] for row in rows], values, style, marker="o", label=f"{name}: {attention}")
+        axis.set(title=task, xlabel="tokens")
+        axis.spines[["top", "right"]].set_visible(False)
+        if task != "perplexity":
+            axis.set(ylabel="accuracy", ylim=(0, 1.03))
+    axes[2].legend(fontsize=7, frameon=False)
+    figure.suptitle(f"SmolLM2-135M-Instruct, window {WINDOW}: before fine-tuning (dotted) and after")
+    figure.savefig(HERE / "finetune.png", dpi=120)
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    steps = parser.add_subparsers(dest="step", required=True)
+
+    def step(action):
+        made = steps.add_parser(action.__name__, help=action.__doc__)
+        made.add_argument("--folder", type=Path, default=Path("results/finetune"))
+        made.set_defaults(action=action)
+        return made.add_argument
+
+    lengths = {"--shortest": 512, "--longest": 4096}
+    add = step(data)
+    for name, default in lengths.items():
+        add(name, type=int, default=default, help="tokens of a prompt, about")
+    add("--scale", type=float, default=1.0, help="share of the rows to make, for a trial")
+    add = step(distill)
+    add("--new-tokens", type=int, default=1024)
+    add("--batch-size", type=int, default=256)
+    add = step(train)
+    add("name", help="of the result")
+    add("--case", choices=CASES, required=True)
+    add("--loss", default="sft", help="sft, kl or sft+kl")
+    add("--kl-weight", type=float, default=1.0)
+    add("--parts", default=",".join(MAKERS), help="of the data")
+    add("--sinks", type=int, default=64)
+    add("--rank", type=int, default=16)
+    add("--targets", choices=TARGETS, default="attention")
+    add("--lr", type=float, default=2e-4)
+    add("--steps", type=int, default=600)
+    add("--pack", type=int, default=16384, help="tokens of a row")
+    add("--rows", type=int, default=2, help="rows a step")
+    add("--longest", type=int, default=4096, help="tokens of a prompt in the data, about")
+    add("--needles", type=int, default=40, help="looked for at each evaluation")
+    add("--eval-steps", type=int, default=100)
+    add("--save-steps", type=int, default=100)
+    add = step(evaluate)
+    add("names", nargs="+", help=f"{ORIGINAL!r}, or what was trained")
+    add("--sinks", type=int, nargs="+", default=[10, 64], help=f"under which {ORIGINAL!r} is measured")
+    add("--lengths", type=int, nargs="+", default=[2048, 4096, 8000])
+    add("--samples", type=int, default=200)
+    add("--seed", type=int, default=0)
+    add = step(collect)
+    add("names", nargs="+", help="what to write down")
+    options = parser.parse_args()
+    options.folder.mkdir(parents=True, exist_ok=True)
+    options.action(options)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,175 @@
+"""One distillation from beginning to end, in a folder that can be continued."""
+
+import json
+import os
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from swaa.distill.filters import Filters
+from swaa.distill.prompts import Prompt, fingerprint
+from swaa.distill.teachers import Request, Sampling, Teacher
+from swaa.endpoint import Reply
+from swaa.results import append_lines, command_line, environment, read_lines, replace_json
+
+RECORD, ANSWERS, KEPT, REST = "distill.json", "answers.jsonl", "answers.parquet", "rejected.parquet"
+_IDENTITY = ("teacher", "sampling", "prompts_sha256")
+Progress = Callable[[str, int, int], None]
+
+
+def distill(
+    prompts: Sequence[Prompt],
+    teacher: Teacher,
+    output: str | Path,
+    sampling: Sampling | None = None,
+    filters: Filters | None = None,
+    *,
+    data: str = "",
+    progress: Progress = lambda text, done, total: None,
+) -> dict[str, Any]:
+    """Let the teacher answer prompts, and keep what passes the filters.
+
+    The folder gets `answers.parquet`: what is kept, ready for `swaa train`, with all that tells where it comes from;
+    `rejected.parquet`: the rest; `answers.jsonl`: every answer as it came; `distill.json`: the record. A folder that
+    holds a part of the same run is continued, to the same answers. With other filters, nothing is asked again.
+
+    Args:
+        prompts: what is asked (`read_prompts`).
+        teacher: who answers.
+        output: folder for the result.
+        sampling: how answers are drawn; None: one each, at temperature 1.
+        filters: what an answer must pass; None: it is finished.
+        data: name of the prompts' file or data set, for the record.
+        progress: called with a text, the answers so far, and all of them.
+
+    Returns:
+        the content of `distill.json`; its `counts`: `prompts`, `answers`, `kept`, `prompts_kept` (with an answer that
+        is kept), and `rejected`: how many each filter took out.
+
+    Raises:
+        ValueError: the folder holds something else, or a filter needs right answers that are not there.
+        EndpointError: teacher or judge cannot be reached. Answers so far are kept.
+        ModuleNotFoundError: writing parquet needs the extra `train`.
+    """
+    sampling, filters = sampling or Sampling(), filters or Filters()
+    filters.check(prompts)
+    output = Path(output).expanduser()
+    record = {
+        "command": command_line(),
+        "data": data,
+        "prompts_sha256": fingerprint(prompts),
+        "teacher": teacher.describe(),
+        "sampling": asdict(sampling),
+        "filters": filters.describe(),
+        "environment": environment(),
+    }
+    _open(output, record)
+    replies = _answer(prompts, teacher, sampling, output / ANSWERS, progress)
+    if filters.judge is not None:
+        filters.judge.keep(output / "judge.jsonl")
+    verdicts = filters.apply(prompts, replies, progress)
+    rows: dict[bool, list[dict[str, Any]]] = {True: [], False: []}
+    for prompt in prompts:
+        for sample in range(sampling.samples):
+            request = Request(prompt.row, sample)
+            kept = all(verdicts[request].values())
+            rows[kept].append(_row(prompt, request, replies[request], verdicts[request], record))
+    _write_parquet(output / KEPT, rows[True])
+    _write_parquet(output / REST, rows[False])
+    rejected = Counter(next(name for name, passed in verdicts[x].items() if not passed) for x in _rejected(verdicts))
+    record["counts"] = {
+        "prompts": len(prompts),
+        "answers": len(replies),
+        "kept": len(rows[True]),
+        "prompts_kept": len({row["row"] for row in rows[True]}),
+        "rejected": dict(rejected),
+    }
+    replace_json(output / RECORD, record)
+    return record
+
+
+def _open(output: Path, record: dict[str, Any]) -> None:
+    file = output / RECORD
+    if not file.exists():
+        if output.exists() and (not output.is_dir() or any(output.iterdir())):
+            raise ValueError(f"{output} is not empty and holds no run: choose another --output")
+        output.mkdir(parents=True, exist_ok=True)
+        replace_json(file, record)
+        return
+    there = json.loads(file.read_text(encoding="utf-8"))
+    if different := [name for name in _IDENTITY if there.get(name) != record[name]]:
+        values = "; ".join(f"{name} is {there.get(name)} there and {record[name]} here" for name in different)
+        raise ValueError(
+            f"{output} holds another run: {values}. Choose another --output, or repeat its own command: "
+            f"{there.get('command')}"
+        )
+
+
+def _answer(
+    prompts: Sequence[Prompt], teacher: Teacher, sampling: Sampling, file: Path, progress: Progress
+) -> dict[Request, Reply]:
+    """Have everything answered that the file does not hold yet."""
+    replies = {Request(x["row"], x["sample"]): Reply(x["text"], x["finished"], x["tokens"]) for x in read_lines(file)}
+    total = len(prompts) * sampling.samples
+    if len(replies) == total:
+        return replies
+    progress("answering", len(replies), total)
+    for new in teacher.answers(prompts, sampling, set(replies)):
+        append_lines(file, (request._asdict() | asdict(reply) for request, reply in new.items()))
+        replies |= new
+        progress("answering", len(replies), total)
+    return replies
+
+
+def _rejected(verdicts: Mapping[Request, dict[str, bool]]) -> list[Request]:
+    return [request for request, found in verdicts.items() if not all(found.values())]
+
+
+def _row(
+    prompt: Prompt, request: Request, reply: Reply, verdicts: dict[str, bool], record: dict[str, Any]
+) -> dict[str, Any]:
+    teacher, sampling = record["teacher"], record["sampling"]
+    # Templates add their own spaces.
+    answer = reply.text.strip()
+    return {
+        "prompt": None if prompt.chat else prompt.messages[0][1],
+        "messages": [*prompt.turns(), {"role": "assistant", "content": answer}] if prompt.chat else None,
+        "answer": answer,
+        "reference": prompt.reference,
+        **request._asdict(),
+        "data": record["data"],
+        "model": teacher["model"],
+        "revision": teacher["revision"],
+        **{name: sampling[name] for name in ("temperature", "top_p", "max_new_tokens", "seed")},
+        "tokens": reply.tokens,
+        "finished": reply.finished,
+        **{f"passed_{name}": verdicts.get(name) for name in ("length", "exact", "judge")},
+    }
+
+
+def _write_parquet(path: Path, rows: list[dict[str, Any]]) -> None:
+    try:
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+    except ModuleNotFoundError as error:
+        raise ModuleNotFoundError(
+            "writing a parquet file needs pyarrow: pip install 'swaa[train]'", name="pyarrow"
+        ) from error
+    texts, numbers, flags = pa.string(), pa.int64(), pa.bool_()
+    schema = pa.schema(
+        {
+            "prompt": texts,
+            "messages": pa.list_(pa.struct({"role": texts, "content": texts})),
+            **dict.fromkeys(("answer", "reference"), texts),
+            **dict.fromkeys(("row", "sample"), numbers),
+            **dict.fromkeys(("data", "model", "revision"), texts),
+            **dict.fromkeys(("temperature", "top_p"), pa.float64()),
+            **dict.fromkeys(("max_new_tokens", "seed", "tokens"), numbers),
+            **dict.fromkeys(("finished", "passed_length", "passed_exact", "passed_judge"), flags),
+        }
+    )
+    beside = path.with_name(path.name + ".new")
+    pq.write_table(pa.Table.from_pylist(rows, schema), beside)
+    os.replace(beside, path)
