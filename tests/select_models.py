@@ -54,11 +54,11 @@ class TableProblem(Problem):
     """A problem whose NLL is a function of the set of full layers: no model, only the search."""
 
     def __init__(self, depth, function, samples=4):
-        self.depth, self.function, self.asked = depth, function, {}
+        self.depth, self.function, self.asked, self.unit = depth, function, {}, "layers"
         self.scorer = type("Samples", (), {"samples": [None] * samples})()
 
     @property
-    def layers(self):
+    def units(self):
         return tuple(range(self.depth))
 
     def nll(self, sets, *, first=None, text=""):

@@ -102,7 +102,7 @@ def test_a_selector_finds_the_planted_layers(method, layers, fa_decode):
     model = planted(layers)
     problem = Problem(scorer(model, own_answers(model), batch_size=3), RECIPE.replace(fa_decode=fa_decode))
     choice = SELECTORS[method].select(problem, len(layers))
-    assert choice.layers == layers
+    assert choice.chosen == layers
     assert sorted(choice.scores) == list(range(5))
     # Whether the layers that do nothing are full changes nothing.
     idle = [score for layer, score in choice.scores.items() if layer not in layers]
@@ -116,9 +116,9 @@ def test_periodic_takes_the_best_offset():
     model = planted((2,))
     problem = Problem(scorer(model, own_answers(model)), RECIPE)
     choice = SELECTORS["periodic"].select(problem, 1)
-    assert choice.layers == (2,)
-    assert SELECTORS["periodic"].select(problem, 2).layers == (2,)  # a step of 3: 0 and 3, 1 and 4, or 2
-    assert SELECTORS["periodic"].select(problem, 3).layers == (0, 2, 4)
+    assert choice.chosen == (2,)
+    assert SELECTORS["periodic"].select(problem, 2).chosen == (2,)  # a step of 3: 0 and 3, 1 and 4, or 2
+    assert SELECTORS["periodic"].select(problem, 3).chosen == (0, 2, 4)
     assert choice.passes == 5 * 6
 
 
@@ -127,16 +127,16 @@ def test_periodic_takes_the_best_offset():
 def test_nothing_and_everything_are_budgets(method, budget):
     model = planted((2,))
     problem = Problem(scorer(model, own_answers(model, count=2)), RECIPE)
-    assert SELECTORS[method].select(problem, budget).layers == tuple(range(budget))
+    assert SELECTORS[method].select(problem, budget).chosen == tuple(range(budget))
 
 
 def test_native_windows_are_no_choice():
     model = tiny_model("gemma2")
     problem = Problem(scorer(model, own_answers(tiny_model(), count=2)), RECIPE)
-    assert problem.layers == (1, 3)
+    assert problem.units == (1, 3)
     for method in SELECTORS:
         choice = SELECTORS[method].select(problem, 1)
-        assert set(choice.layers) <= {1, 3}
+        assert set(choice.chosen) <= {1, 3}
         assert set(choice.scores) == {1, 3}
 
 
@@ -151,18 +151,18 @@ def cover(layers):
 def test_swap_leaves_the_trap_that_catches_the_others():
     problem = TableProblem(8, cover)
     for method in ("nll", "nll-won", "greedy"):
-        assert SELECTORS[method].select(problem, 2).layers == (0, 1)
+        assert SELECTORS[method].select(problem, 2).chosen == (0, 1)
     choice = SELECTORS["swap"].select(problem, 2)
-    assert cover(choice.layers) == 0
-    assert [choice.scores[layer] for layer in choice.layers] == [3.0, 3.0]
+    assert cover(choice.chosen) == 0
+    assert [choice.scores[layer] for layer in choice.chosen] == [3.0, 3.0]
 
 
 def test_greedy_sees_redundancy():
     """Layers 0 and 1 do the same: one of them is enough."""
     problem = TableProblem(6, lambda layers: 1.0 - 0.5 * bool({0, 1} & layers) - 0.2 * (4 in layers))
-    assert Nll(won=True).select(problem, 2).layers == (0, 1)
+    assert Nll(won=True).select(problem, 2).chosen == (0, 1)
     choice = Greedy().select(problem, 2)
-    assert choice.layers == (0, 4)
+    assert choice.chosen == (0, 4)
     assert choice.scores == pytest.approx({0: 0.5, 1: 0.0, 2: 0.0, 3: 0.0, 4: 0.2, 5: 0.0})
 
 
@@ -193,7 +193,7 @@ def test_lazy_keeps_the_layer_that_looks_far():
                 # Equal vectors before RoPE: a score that is highest at distance 0. No vector at all: a flat one.
                 projection.bias.fill_(0.0 if number == 3 else 6.0)
     choice = Lazy().select(Problem(scorer(model, own_answers(model, count=2)), RECIPE), 1)
-    assert choice.layers == (3,)
+    assert choice.chosen == (3,)
     assert choice.scores[3] > 0.5
     assert max(score for layer, score in choice.scores.items() if layer != 3) < 0.2
 
@@ -205,7 +205,7 @@ def test_the_recipe_must_slide():
 
 def test_full_layers_leave_the_list_of_fa_decode():
     problem = Problem(scorer(tiny_model(), own_answers(tiny_model(), count=1)), RECIPE.replace(fa_decode=[0, 2]))
-    assert problem.layers == (0, 1, 2, 3)
+    assert problem.units == (0, 1, 2, 3)
     assert problem.with_full((2, 3)) == RECIPE.replace(fa_decode=[0], full_layers=[2, 3])
 
 
@@ -242,7 +242,7 @@ def test_scores_are_kept_and_nothing_is_computed_twice(tmp_path):
     with (tmp_path / "broken.jsonl").open("a") as file:
         file.write('{"config": "torn')
     again = Greedy().select(Problem(scorer(model, samples, **broken), RECIPE), 2)
-    assert (again.layers, again.scores, again.passes) == (choice.layers, choice.scores, choice.passes)
+    assert (again.chosen, again.scores, again.passes) == (choice.chosen, choice.scores, choice.passes)
     assert lines(tmp_path / "broken.jsonl")[: len(kept)] == kept
 
     def key(row):
@@ -256,7 +256,7 @@ def test_scores_are_kept_and_nothing_is_computed_twice(tmp_path):
         raise AssertionError("computed again")
 
     model.model.layers[0].register_forward_pre_hook(forbidden)
-    assert Greedy().select(Problem(scorer(model, samples, **broken), RECIPE), 2).layers == choice.layers
+    assert Greedy().select(Problem(scorer(model, samples, **broken), RECIPE), 2).chosen == choice.chosen
 
 
 def test_the_same_mask_by_another_name_is_known():

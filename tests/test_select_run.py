@@ -19,7 +19,7 @@ from swaa.report.pareto import non_dominated
 from swaa.select import SELECTORS, Calibration
 from swaa.select.plan import LayerPlan
 from swaa.select.policy import Grid, PolicySearch, front_of
-from swaa.select.run import SelectSettings, layer_budgets
+from swaa.select.run import SelectSettings, counts_of
 from swaa.select.run_policy import PolicySettings, search_policies
 from swaa.tasks import TASKS
 from test_evaluate import VOCABULARY, bytes_tokenizer
@@ -129,7 +129,7 @@ def test_a_plan_is_what_it_was(tmp_path, plan):
     assert LayerPlan.load(tmp_path / "plan.json") == plan
     content = json.loads((tmp_path / "plan.json").read_text())
     wanted = {"layers", "scores", "method", "budget", "recipe", "calibration", "model", "model_revision", "environment"}
-    assert wanted | {"seconds", "command", "passes", "measured", "format"} == content["plan"].keys()
+    assert wanted | {"seconds", "command", "passes", "measured", "format", "unit"} == content["plan"].keys()
 
 
 def test_a_plan_is_a_recipe_everywhere(tmp_path, plan, folder):
@@ -182,13 +182,13 @@ def settings(**changes):
     ("budgets", "counts"), [((4,), [4]), ((0.25, 0.5), [8, 15]), ((15, 1, 2, 0.5), [1, 2, 15]), ((0, 1.0), [0, 30])]
 )
 def test_budgets(budgets, counts):
-    assert layer_budgets(budgets, 30) == counts
+    assert counts_of(budgets, 30) == counts
 
 
 @pytest.mark.parametrize("budget", [-1, 31])
 def test_budgets_out_of_range(budget):
     with pytest.raises(ValueError, match="30 layers of this model can slide, use 0 to 30"):
-        layer_budgets((budget,), 30)
+        counts_of((budget,), 30)
 
 
 @pytest.mark.parametrize(
@@ -410,7 +410,7 @@ def test_the_command_searches_policies(tmp_path, folder):
         (("--max-kv", 0.5), "add --method policy"),
         (("-r", "full"), "no layer can be chosen"),
         (("--budget", 5, "--length", LENGTH), "4 layers of this model can slide"),
-        (("--method", "random"), "Known: greedy, lazy, nll, nll-won, periodic, swap"),
+        (("--method", "random"), "Known: backward, greedy, lazy, nll, nll-won, periodic, swap"),
     ],
 )
 def test_what_a_user_gets_wrong(tmp_path, folder, options, message):
