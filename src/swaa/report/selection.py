@@ -83,7 +83,7 @@ def budget_curve(rows: Sequence[Mapping[str, Any]], *, title: str) -> Figure:
     return figure
 
 
-def shares_of_full(lines: Mapping[str, Mapping[str, Mapping[int, float]]], *, title: str, note: str = "") -> Figure:
+def shares_of_full(lines: Mapping[str, Mapping[str, Mapping[float, float]]], *, title: str, note: str = "") -> Figure:
     """Plot the share of full attention's accuracy over the number of full layers, a panel a length, a line a recipe.
 
     Args:

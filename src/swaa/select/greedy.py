@@ -16,10 +16,11 @@ class Greedy:
     last; nats a token.
 
     Attributes:
-        race: score all additions on a quarter of the samples first, and only the best quarter of them on all.
+        race: score all additions on a quarter of the samples first, and only the best quarter of them on all: half the
+            work, and with 40 samples or more the same choice almost always.
     """
 
-    race: bool = False
+    race: bool = True
 
     @property
     def describe(self) -> str:

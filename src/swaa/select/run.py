@@ -217,6 +217,7 @@ def select(
             model=name,
             model_revision=revision,
             measured={
+                "full_layers": row["full_layers"],
                 "calibration_nll": calibrated.nll,
                 "calibration_accuracy": calibrated.accuracy,
                 **measured,

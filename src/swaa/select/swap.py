@@ -1,14 +1,14 @@
 """Local search: from the best of several starts, exchange single layers as long as that helps.
 
 Forward selection never takes a layer back, though the one it took first may have become useless (floating search,
-Pudil et al. 1994), and it is blind where two layers help only together. The search here starts
-from the best of three sets (NLL lost, NLL won, raced forward selection) and then swaps: it removes the layer that is
+Pudil et al. 1994), and it is blind where two layers help only together. The search here starts from the best set of
+four methods (NLL lost, NLL won, forward selection, backward elimination) and then swaps: it removes the layer that is
 missed least and adds the best other one. Races on a quarter of the samples pay for it.
 """
 
 from dataclasses import dataclass
 
-from swaa.select.backward import missed
+from swaa.select.backward import Backward, missed
 from swaa.select.greedy import Greedy, best_sets
 from swaa.select.nll import Nll
 from swaa.select.problem import Choice, Problem, highest, in_order, lowest
@@ -40,8 +40,8 @@ class Swap:
         won = Nll(won=True).scores(problem)
         if not 0 < budget < len(problem.units):
             return problem.choice(problem.units[:budget], won)
-        starts = [highest(won, budget), highest(Nll().scores(problem), budget)]
-        starts.append(Greedy(race=True).select(problem, budget).chosen)
+        starts = [highest(won, budget)]
+        starts += [selector.select(problem, budget).chosen for selector in (Nll(), Greedy(), Backward())]
         nlls = problem.nll(starts, text="swap, starts")
         best = min(nlls)
         chosen = starts[nlls.index(best)]
@@ -62,4 +62,5 @@ class Swap:
     def planned(self, units: int, budget: int) -> int:
         """See `Selector.planned`: about two exchanges."""
         race = (units - budget) // 2
-        return 2 * units + Greedy(race=True).planned(units, budget) + 3 * (budget + 2 * race)
+        starts = (Nll(won=True), Nll(), Greedy(), Backward())
+        return sum(start.planned(units, budget) for start in starts) + 3 * (budget + 2 * race)
