@@ -9,6 +9,7 @@ the recipe; and `overview.png`.
 
 import csv
 import itertools
+import json
 import math
 import sys
 from collections.abc import Mapping, Sequence
@@ -19,11 +20,12 @@ from selection import LENGTHS, MODEL, ORDER
 
 from swaa.report import plots
 from swaa.report.selection import FULL, NONE, budget_curve, shares_of_full
-from swaa.results import command_line, environment, write_csv, write_json
+from swaa.results import write_csv, write_json
 from swaa.select import SELECTORS
 from swaa.select.plan import LayerPlan
 from swaa.select.problem import UNITS, unit_name
 
+COMMAND = "python benchmarks/selection.py --jobs 6"
 HERE = Path(__file__).parent / "selection"
 # FA decode, most full layers, share of full attention's accuracy, by length.
 AIMS = (("fa", 4, {"2k": 0.98, "4k": 0.98, "8k": 0.98}), ("release", 8, {"2k": 0.9, "8k": 0.8}))
@@ -64,7 +66,11 @@ def collect(results: Path) -> None:
     write_csv(HERE / "table.csv", _even(table))
     write_csv(HERE / "aims.csv", _even(_aims(preferred, table)))
     _overview(table)
-    write_json(HERE / "table.json", {"command": command_line(), "environment": environment()})
+    sessions = [
+        json.loads((results / cell / "run.json").read_text())["sessions"][-1] for cell in {row["cell"] for row in table}
+    ]
+    environments = {json.dumps(session["environment"]): session["environment"] for session in sessions}
+    write_json(HERE / "table.json", {"command": COMMAND, "environments": list(environments.values())})
 
 
 def _aims(preferred: Mapping[tuple[str, int], LayerPlan], table: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:

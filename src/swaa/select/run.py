@@ -227,12 +227,17 @@ def select(
             unit=settings.unit,
         )
         plan.save(folder / f"{name_of_plan}.json")
+        # With every plan, so that a run that is cut short leaves what it has.
+        _write_curve(folder, rows)
+    return Selection(plans, rows)
+
+
+def _write_curve(folder: Path, rows: list[dict[str, Any]]) -> None:
     full = rows[0].get("accuracy")
     for row in rows:
         if full is not None:
             row["accuracy_ratio"] = row["accuracy"] / full if full else None
     write_csv(folder / "curve.csv", rows)
-    return Selection(plans, rows)
 
 
 def _references(scorer: Scorer, held_out: HeldOut, base: SWAAConfig, layers: float) -> list[dict[str, Any]]:
