@@ -20,6 +20,19 @@ def planted(layers, depth=5):
     return model
 
 
+def planted_heads(heads, depth=5):
+    """As `planted`, but of these KV heads (pairs of layer and head) alone."""
+    model = tiny_model(num_hidden_layers=depth, vocab_size=VOCABULARY)
+    config = model.config
+    size = config.hidden_size // config.num_key_value_heads
+    with torch.no_grad():
+        for number, layer in enumerate(model.model.layers):
+            for head in range(config.num_key_value_heads):
+                if (number, head) not in heads:
+                    layer.self_attn.o_proj.weight[:, head * size : (head + 1) * size].zero_()
+    return model
+
+
 def own_answers(model, count=6, answer=3):
     """Samples whose gold answers are what the model says under full attention: no mask can do better by much."""
     generator = torch.Generator().manual_seed(5)
