@@ -120,9 +120,9 @@ def test_labels_are_the_answers_tokens(layout):
 
 
 def test_flags_go_only_where_they_mean_something():
-    assert "dense_rows" not in collate(LAYOUTS["alone"], CONFIGS["naive"])
-    assert "dense_rows" not in collate(LAYOUTS["alone"], CONFIGS["full"])
-    assert "dense_rows" in collate(LAYOUTS["alone"], CONFIGS["dense tail alone"])
+    assert "dense_rows" not in collate(LAYOUTS["padded"], CONFIGS["naive"])
+    assert "dense_rows" not in collate(LAYOUTS["padded"], CONFIGS["full"])
+    assert "dense_rows" in collate(LAYOUTS["padded"], CONFIGS["dense tail alone"])
 
 
 def test_packing_fills_rows_in_order():
