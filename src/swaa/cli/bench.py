@@ -5,6 +5,7 @@ from typing import Annotated, Any
 
 import typer
 
+from swaa.cli.bench_train import train
 from swaa.cli.benching import (
     BackendOption,
     BatchesOption,
@@ -22,6 +23,7 @@ from swaa.cli.benching import (
     WarmupOption,
     WindowOption,
     check_lengths,
+    chosen_recipes,
     names,
     run,
     subject,
@@ -46,6 +48,8 @@ def bench() -> None:
     - `swaa bench prefill --config smollm2-135m --lengths 1k,2k --window 256 --no-compile`
 
     - `swaa bench decode -m Qwen/Qwen3-4B-Instruct-2507 --lengths 32k --batches 1,8`
+
+    - `swaa bench train --config qwen3-4b --lengths 8k,32k --window 2k --sinks 128`
     """
 
 
@@ -166,7 +170,7 @@ def prefill(
     effort = Effort(repeats, seconds, warmup)
     found = subject(model, config, device, dtype)
     settings = measured.Settings(
-        _recipes(found, recipes, window, sinks, backend),
+        chosen_recipes(found, recipes, window, sinks, backend),
         lengths or found.default_lengths(),
         batches,
         (False, True) if compiled is None else (compiled,),
@@ -225,7 +229,7 @@ def decode(
 
     found = subject(model, config, device, dtype)
     settings = measured.Settings(
-        _recipes(found, recipes, window, sinks, backend),
+        chosen_recipes(found, recipes, window, sinks, backend),
         lengths or found.default_lengths(),
         batches,
         new_tokens,
@@ -271,7 +275,7 @@ def memory(
 
     found = subject(model, config, device, dtype)
     settings = measured.Settings(
-        _recipes(found, recipes, window, sinks, backend), lengths or found.default_lengths(), batches
+        chosen_recipes(found, recipes, window, sinks, backend), lengths or found.default_lengths(), batches
     )
     check_lengths(found, settings.lengths)
     run(
@@ -284,15 +288,4 @@ def memory(
     )
 
 
-def _recipes(found: Any, recipes: str | None, window: int | None, sinks: int | None, backend: str | None) -> Any:
-    """Load the recipes, and check that each fits the model before its weights are there."""
-    from swaa.adapting import head_dim, plan_layers
-    from swaa.attention import select_backend
-    from swaa.bench.models import choose_recipes
-
-    chosen = choose_recipes(None if recipes is None else names(recipes), window=window, sinks=sinks, backend=backend)
-    text = found.config.get_text_config()
-    for recipe in chosen:
-        plan_layers(text, recipe.config)
-        select_backend(recipe.config.backend, found.device, found.dtype, head_dim(text))
-    return tuple(chosen)
+app.command()(train)

@@ -230,10 +230,11 @@ def train(
     """
     import torch
 
+    from swaa.adapters import adapter_base
     from swaa.adapting import adapt, plan_layers
     from swaa.cli.loading import load_config
     from swaa.config import SWAAConfig
-    from swaa.models import adapter_base, load_model, loading_options, quiet_transformers
+    from swaa.models import load_model, loading_options, quiet_transformers
     from swaa.tasks import TASKS
     from swaa.train import Lora, Objective, TrainSettings, fine_tune, make_examples, read_data
 
