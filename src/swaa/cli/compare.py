@@ -23,7 +23,8 @@ def compare(
             "-r",
             metavar="NAMES",
             help="Comma list of recipe names and files, as in `-r naive,sinks-fa-decode,mine.yaml`; full attention is "
-            "always added. Default: full attention, naive sliding window, and the paper's methods one by one.",
+            "always added. Default: full attention, naive sliding window, the paper's methods one by one, and for the "
+            "default model layers that `swaa select` chose.",
         ),
     ] = None,
     task: Annotated[
@@ -68,7 +69,7 @@ def compare(
     """Run recipes side by side on one model and the same prompts.
 
     Prints accuracy, answer NLL, perplexity, prefill time and KV bytes of each, with the ratio to full attention, and
-    writes the table (CSV), everything else (JSON) and plots.
+    the prefill's arithmetic as a fraction of full attention's. Writes the table (CSV), the rest (JSON) and plots.
 
     **Examples**
 
@@ -83,7 +84,7 @@ def compare(
 
     settings = Settings(task, length, samples, seed, scoring, batch_size)
     names = None if recipes is None else [name.strip() for name in recipes.split(",") if name.strip()]
-    chosen = choose_recipes(names, length=length, window=window, sinks=sinks)
+    chosen = choose_recipes(names, length=length, window=window, sinks=sinks, model=model)
     for recipe in chosen:
         if recipe.config.window is not None and recipe.config.window >= length:
             warn(f"{recipe.name}: a window of {recipe.config.window} covers all {length} tokens, nothing slides")
@@ -136,10 +137,11 @@ def _table(outcome: "Comparison") -> "Table":
     )
     table = Table(title=f"{title} (in brackets: ratio to full attention)", box=box.SIMPLE_HEAD, title_justify="left")
     table.add_column("recipe", no_wrap=True)
-    for heading in ("accuracy", "95 %", "answer NLL", "perplexity", "prefill", "KV held", "computed"):
+    for heading in ("accuracy", "95 %", "answer NLL", "perplexity", "prefill", "arithmetic", "KV held", "computed"):
         table.add_column(heading, justify="right", no_wrap=True)
     for row in outcome.rows:
-        low, high, computed = row["accuracy_low"], row["accuracy_high"], row["kv_bytes_computed"]
+        low, high = row["accuracy_low"], row["accuracy_high"]
+        computed, share = row["kv_bytes_computed"], row["kv_bytes_computed_ratio"]
         table.add_row(
             row["recipe"],
             f"{row['accuracy']:.2f} ({_times(row['accuracy_ratio'])})",
@@ -147,8 +149,9 @@ def _table(outcome: "Comparison") -> "Table":
             f"{row['nll']:.3f} ({row['nll_ratio']:.1f}x)",
             f"{row['perplexity']:.2f} ({row['perplexity_ratio']:.2f}x)",
             f"{row['prefill_seconds'] * 1000:,.0f} ms ({row['prefill_seconds_ratio']:.2f}x)",
+            _times(row["prefill_flops_ratio"]),
             f"{row['kv_bytes'] / 1e6:,.1f} MB ({row['kv_bytes_ratio']:.2f}x)",
-            "unknown" if computed is None else f"{computed / 1e6:,.1f} MB",
+            "unknown" if computed is None else f"{computed / 1e6:,.1f} MB ({_times(share)})",
         )
     return table
 
