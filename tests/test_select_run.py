@@ -442,7 +442,7 @@ def test_the_command_searches_policies(tmp_path, folder):
         (("--unit", "heads", "--budget", 9, "--length", LENGTH), "8 heads of this model can slide"),
         (("-r", "full"), "no layer can be chosen"),
         (("--budget", 5, "--length", LENGTH), "4 layers of this model can slide"),
-        (("--method", "random"), "Known: backward, greedy, lazy, nll, nll-won, periodic, swap"),
+        (("--method", "random"), "Known: backward, gates, greedy, lazy, nll, nll-won, periodic, swap"),
     ],
 )
 def test_what_a_user_gets_wrong(tmp_path, folder, options, message):
