@@ -72,7 +72,7 @@ ORDER = (
     *("4k-release-tail", "4k-fa-tail", "4k-release-tail-sinks", "2k-release-tail-sinks-heads"),
 )
 # KV heads of a layer, and the methods that choose among three times as many of them at a bearable cost.
-KV_HEADS, HEAD_METHODS = 3, ("periodic", "lazy", "nll", "nll-won", "backward")
+KV_HEADS, HEAD_METHODS = 3, ("periodic", "lazy", "nll", "nll-won", "backward", "gates")
 # Tokens that a pass holds.
 PASS_TOKENS = 1 << 16
 

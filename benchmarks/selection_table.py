@@ -8,6 +8,7 @@ the recipe; and `overview.png`.
 """
 
 import csv
+import dataclasses
 import itertools
 import json
 import math
@@ -18,6 +19,9 @@ from typing import Any
 
 from selection import LENGTHS, MODEL, ORDER
 
+from swaa.cli.loading import load_config
+from swaa.models import DEFAULT_MODEL
+from swaa.recipes import model_shape
 from swaa.report import plots
 from swaa.report.selection import FULL, NONE, budget_curve, shares_of_full
 from swaa.results import write_csv, write_json
@@ -34,6 +38,8 @@ AIMS = (("fa", 4, {"2k": 0.98, "4k": 0.98, "8k": 0.98}), ("release", 8, {"2k": 0
 def collect(results: Path) -> None:
     """Write what is published, and say which plans the calibration data prefers."""
     HERE.mkdir(exist_ok=True)
+    # So that a plan that ships as a recipe refuses other models.
+    shape = model_shape(load_config(DEFAULT_MODEL))
     table, preferred = [], {}
     for cell in ORDER:
         folder = results / cell
@@ -60,7 +66,7 @@ def collect(results: Path) -> None:
                 periodic = _of_plan(plans["periodic"], rows[0]["accuracy"])
                 row |= {f"periodic_{name}": periodic[name] for name in ("layers", "accuracy", "accuracy_ratio")}
             table.append(row)
-            best.save(HERE / f"{cell}-{budget}.json")
+            dataclasses.replace(best, shape=shape).save(HERE / f"{cell}-{budget}.json")
     if not table:
         sys.exit(f"{results} holds no complete cell: run it first")
     write_csv(HERE / "table.csv", _even(table))

@@ -6,6 +6,7 @@ import os
 import re
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -184,7 +185,7 @@ STORED = {"window": 64, "sinks": 4}
     ],
 )
 def test_precedence(recipe, stored, flags, name, config):
-    resolved = resolve_recipe(recipe, stored=stored, **flags)
+    resolved = resolve_recipe(recipe, model_config=SimpleNamespace(swaa=stored), **flags)
     assert (resolved.name, resolved.config) == (name, config)
     assert bool(resolved.description) == (not flags)
 

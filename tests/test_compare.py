@@ -17,9 +17,11 @@ import swaa.compare
 import swaa.report
 from families import tiny_model
 from swaa.cli import app
-from swaa.compare import DEFAULT_RECIPES, MEASURES, Settings, choose_recipes, compare, steps
-from swaa.config import ConfigError, SWAAConfig
+from swaa.compare import DEFAULT_PLAN, DEFAULT_RECIPES, MEASURES, Settings, choose_recipes, compare, steps
+from swaa.config import ConfigError, LayerRule, SWAAConfig
+from swaa.cost import active_parameters, prefill_flops
 from swaa.evaluate import Answer, accuracy_interval, generate_answers, perplexity, score_answers
+from swaa.models import DEFAULT_MODEL
 from swaa.prose import prose
 from swaa.recipes import Recipe, load_recipe
 from swaa.results import command_line, environment, new_folder, write_csv, write_json
@@ -130,6 +132,16 @@ def test_kv_bytes_of_each_row(outcome):
     tokens = [LENGTH, 39, LENGTH, 4 + 39, LENGTH]
     assert [row["kv_bytes"] for row in outcome.rows] == [A_TOKEN * count for count in tokens]
     assert [row["kv_bytes_computed"] for row in outcome.rows] == [A_TOKEN * count for count in tokens]
+    assert [row["kv_bytes_computed_ratio"] for row in outcome.rows] == [count / LENGTH for count in tokens]
+
+
+def test_arithmetic_of_each_row(outcome, recipes):
+    model = tiny()
+    for recipe, row in zip(recipes, outcome.rows, strict=True):
+        linear, attention = prefill_flops(model.config, recipe.config.resolve(4), LENGTH, active_parameters(model))
+        _, full = prefill_flops(model.config, [LayerRule()] * 4, LENGTH, 0)
+        assert row["prefill_flops_ratio"] == pytest.approx((linear + attention) / (linear + full))
+    assert outcome.rows[1]["prefill_flops_ratio"] < outcome.rows[0]["prefill_flops_ratio"] == 1
 
 
 def test_every_prediction_is_kept(outcome, tokenizer):
@@ -321,6 +333,11 @@ def test_default_recipes_have_a_window_of_an_eighth_of_the_length():
     assert [recipe.config.window for recipe in recipes] == [None, *[125] * 6]
     for recipe in recipes[1:]:
         assert recipe == load_recipe(recipe.name).replace(window=125)
+    assert choose_recipes(None, length=1000, model="other") == recipes
+    *same, planned = choose_recipes(None, length=1000, model=DEFAULT_MODEL)
+    assert same == recipes
+    assert planned == load_recipe(DEFAULT_PLAN).replace(window=125)
+    assert planned.plan["model"] == "SmolLM2-135M-Instruct"
     assert {recipe.config.window for recipe in choose_recipes(None, length=3)} == {None, 1}
     assert {recipe.config.window for recipe in choose_recipes(None, length=1000, window=77)} == {None, 77}
 
@@ -519,6 +536,8 @@ def test_the_command(monkeypatch, tmp_path, folder, tokenizer):
         assert f"0.00-{row['accuracy_high']:.2f}" in " ".join(cells[:2])
         assert f"{row['nll']:.3f} ({row['nll_ratio']:.1f}x)" in cells
         assert f"{row['perplexity']:.2f} ({row['perplexity_ratio']:.2f}x)" in cells
+        assert f"{row['prefill_flops_ratio']:.2f}x" in cells
+        assert f"{row['kv_bytes_computed'] / 1e6:,.1f} MB ({row['kv_bytes_computed_ratio']:.2f}x)" in cells
         assert f"{row['prefill_seconds'] * 1000:,.0f} ms ({row['prefill_seconds_ratio']:.2f}x)" in cells
         assert f"{row['kv_bytes'] / 1e6:,.1f} MB ({row['kv_bytes_ratio']:.2f}x)" in cells
     assert f"needle, {LENGTH} tokens, 2 samples, forced" in " ".join(result.stdout.split())

@@ -10,7 +10,7 @@ from transformers import AutoConfig, DynamicCache
 from families import FAMILIES, TINY, tiny_model
 from swaa.adapting import plan_layers
 from swaa.config import ConfigError, LayerRule, SWAAConfig
-from swaa.cost import active_parameters, kept_tokens, kv_bytes, prefill_flops, visible_pairs
+from swaa.cost import active_parameters, kept_tokens, kv_bytes, prefill_flops, relative_cost, visible_pairs
 from swaa.geometry import Geometry
 from swaa.mask import oracle_head_masks, oracle_mask
 
@@ -175,3 +175,16 @@ def test_active_parameters(family):
     experts = sum(size for name, size in sizes.items() if ".experts." in name)
     assert (experts > 0) == (family != "llama")
     assert active_parameters(model) == sum(sizes.values()) - experts // 2
+
+
+def test_relative_cost():
+    config = tiny_model().config
+    rules = SWAAConfig(window=8, sinks=2, full_layers=[1]).resolve(4)
+    cost = relative_cost(config, rules, 100, 0, release_kv=True)
+    assert cost.kv == (100 + 3 * 9) / 400
+    pairs = 10 * 11 / 2 + 90 * 10
+    assert cost.flops == cost.attention == (5050 + 3 * pairs) / (4 * 5050)
+    assert relative_cost(config, rules, 100, 10**9, release_kv=False)[0::2] == pytest.approx((1, 1), abs=1e-4)
+    assert relative_cost(config, SWAAConfig().resolve(4), 100, 7, release_kv=True) == (1, 1, 1)
+    # Latent attention: no sizes that this model knows, so no fraction.
+    assert relative_cost(tiny_config(v_head_dim=4), rules, 100, 7, release_kv=True) == (None, None, None)

@@ -4,9 +4,10 @@ import json
 
 import pytest
 import yaml
+from transformers import AutoConfig
 
 from swaa.config import ConfigError, LayerRule, SWAAConfig
-from swaa.recipes import CHAIN_OF_THOUGHT, FOLDER, Recipe, load_recipe, load_recipes, recipe_names
+from swaa.recipes import CHAIN_OF_THOUGHT, FOLDER, Recipe, load_recipe, load_recipes, model_shape, recipe_names
 
 SHIPPED = recipe_names()
 
@@ -17,7 +18,7 @@ def write(path, content):
 
 
 def test_the_names_are_the_files_of_the_folder():
-    assert sorted(f"{name}.yaml" for name in SHIPPED) == sorted(p.name for p in FOLDER.iterdir() if p.suffix == ".yaml")
+    assert sorted(p.stem for p in FOLDER.iterdir() if p.suffix in (".yaml", ".json")) == SHIPPED
     assert {"full", "naive", "sinks", "fa-decode", "sinks-fa-decode", "sinks-odd-fa-decode"} < set(SHIPPED)
     assert sorted(SHIPPED) == SHIPPED
 
@@ -31,8 +32,10 @@ def test_a_shipped_recipe_is_complete(name):
     assert len(recipe.provenance) > 3
     assert recipe.chain_of_thought in CHAIN_OF_THOUGHT
     # Nothing of the file is lost on the way.
-    written = yaml.safe_load((FOLDER / f"{name}.yaml").read_text())
-    assert set(written) <= {"description", "config", "generation", "provenance"}
+    (file,) = (path for path in FOLDER.iterdir() if path.stem == name)
+    written = yaml.safe_load(file.read_text())  # JSON is YAML too
+    assert set(written) <= {"description", "config", "generation", "provenance", "plan"}
+    assert recipe.plan == written.get("plan", {})
     assert recipe.config == SWAAConfig(**written["config"])
     assert recipe.generation == written.get("generation", {})
 
@@ -54,7 +57,7 @@ def test_what_the_names_promise():
     assert configs["full"] == SWAAConfig()
     assert configs["naive"] == SWAAConfig(window=2048)
     for name, config in configs.items():
-        if not name.startswith("paper-"):
+        if not name.startswith(("paper-", "smollm2-")):
             assert (config.sinks > 0) == ("sinks" in name), name
             assert config.fa_decode == ("fa-decode" in name), name
             assert (config.full_layers == "odd") == ("odd" in name), name
@@ -62,6 +65,31 @@ def test_what_the_names_promise():
     for name in ("paper-thinking-speed", "paper-thinking-quality"):
         assert load_recipe(name).chain_of_thought == "thinking"
     assert load_recipe("naive").chain_of_thought == "none"
+
+
+SHAPE = {
+    "model_type": "llama",
+    "num_hidden_layers": 30,
+    "hidden_size": 576,
+    "num_attention_heads": 9,
+    "num_key_value_heads": 3,
+}
+
+
+@pytest.mark.parametrize("name", [name for name in SHIPPED if load_recipe(name).plan])
+def test_a_plan_fits_its_model_only(name):
+    recipe = load_recipe(name)
+    own = AutoConfig.for_model(**SHAPE)
+    assert model_shape(own) == recipe.plan["shape"]
+    recipe.check_model(own)
+    recipe.replace(window=64, sinks=3).check_model(own)
+    other = AutoConfig.for_model(**SHAPE | {"num_hidden_layers": 32})
+    for changed in (recipe, recipe.replace(window=64)):
+        with pytest.raises(ConfigError, match=r"num_hidden_layers 30.* another model .*layers 32.*swaa select"):
+            changed.check_model(other)
+    # Layers that one names oneself are one's own business.
+    recipe.replace(full_layers=[1, 2], full_heads={}).check_model(other)
+    load_recipe("sinks").check_model(other)
 
 
 def everything():

@@ -10,9 +10,13 @@ import torch
 import swaa
 from families import tiny_model
 from select_models import TableProblem, own_answers, planted, planted_heads, scorer
+from swaa.attention import BACKENDS
 from swaa.config import ConfigError, SWAAConfig
-from swaa.evaluate import score_answers
+from swaa.evaluate import answer_logits, score_answers
 from swaa.select import SELECTORS, Problem
+from swaa.select.gates import Gates
+from swaa.select.gates import _gates as gates_of
+from swaa.select.gates import _Mixture as Mixture
 from swaa.select.greedy import Greedy
 from swaa.select.lazy import Lazy
 from swaa.select.nll import Nll
@@ -318,3 +322,47 @@ def test_the_same_mask_by_another_name_is_known():
 def test_no_samples_no_scores():
     with pytest.raises(ValueError, match="give one or more"):
         scorer(tiny_model(), [])
+
+
+# Gates
+
+
+@pytest.mark.parametrize(("unit", "planted_unit"), [("layers", 2), ("heads", (2, 1))])
+def test_gates_find_what_was_planted(unit, planted_unit):
+    model = planted((2,)) if unit == "layers" else planted_heads([planted_unit])
+    before = {name: parameter.clone() for name, parameter in model.named_parameters()}
+    next(model.parameters()).requires_grad_(False)
+    problem = Problem(scorer(model, own_answers(model), batch_size=16), RECIPE, unit)
+    choice = Gates(steps=12).select(problem, 1)
+    assert choice.chosen == (planted_unit,)
+    assert choice.scores[planted_unit] > 0.8
+    assert sum(choice.scores.values()) == pytest.approx(1, abs=1e-3)
+    assert choice.passes == 12 * 4 * 2
+    assert swaa.adaptation(model) is None
+    for number, (name, parameter) in enumerate(model.named_parameters()):
+        assert torch.equal(parameter, before[name])
+        assert parameter.grad is None
+        assert parameter.requires_grad == (number > 0)
+
+
+@pytest.mark.parametrize("slope", [0.5, 6.0])
+def test_gates_sum_up_to_the_budget_whatever_changes(slope):
+    values = torch.randn(9, dtype=torch.float64, generator=torch.Generator().manual_seed(1), requires_grad=True)
+    assert gates_of(values, 3, slope).sum().item() == pytest.approx(3)
+    assert torch.autograd.gradcheck(lambda x: gates_of(x, 3, slope), values, atol=1e-6)
+
+
+@pytest.mark.parametrize("full", [(), (0, 1, 2, 3), (1, 3)])
+def test_closed_and_open_gates_are_the_two_attentions(full):
+    model = tiny_model()
+    samples = own_answers(model, count=3)
+    problem = Problem(scorer(model, samples), RECIPE)
+    mixture = Mixture(problem)
+    with BACKENDS.holding("gates", mixture), torch.no_grad():
+        swaa.adapt(model, RECIPE.replace(backend="gates"))
+        mixture.begin(torch.tensor([float(layer in full) for layer in range(4)]))
+        found = answer_logits(model, samples)
+    swaa.adapt(model, RECIPE.replace(full_layers=full))
+    with torch.no_grad():
+        for (one, _), (other, _) in zip(found, answer_logits(model, samples), strict=True):
+            torch.testing.assert_close(one, other, atol=1e-4, rtol=1e-4)

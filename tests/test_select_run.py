@@ -1,6 +1,7 @@
 """`swaa select` as a whole: calibration data, layer plans, folders that go on, policies, and the command."""
 
 import csv
+import dataclasses
 import json
 import re
 
@@ -11,10 +12,9 @@ import swaa.select.run as selecting
 from families import tiny_model
 from select_models import own_answers, scorer
 from swaa.cli import app
-from swaa.compare import choose_recipes
+from swaa.compare import Settings, choose_recipes, compare
 from swaa.config import ConfigError, SWAAConfig, load_settings
-from swaa.cost import relative_cost
-from swaa.recipes import load_recipe, load_recipes
+from swaa.recipes import load_recipe, load_recipes, model_shape
 from swaa.report.pareto import non_dominated
 from swaa.select import SELECTORS, Calibration
 from swaa.select.plan import LayerPlan
@@ -129,7 +129,7 @@ def test_a_plan_is_what_it_was(tmp_path, plan):
     assert LayerPlan.load(tmp_path / "plan.json") == plan
     content = json.loads((tmp_path / "plan.json").read_text())
     wanted = {"layers", "scores", "method", "budget", "recipe", "calibration", "model", "model_revision", "environment"}
-    assert wanted | {"seconds", "command", "passes", "measured", "format", "unit"} == content["plan"].keys()
+    assert wanted | {"seconds", "command", "passes", "measured", "format", "unit", "shape"} == content["plan"].keys()
 
 
 def test_a_plan_is_a_recipe_everywhere(tmp_path, plan, folder):
@@ -148,6 +148,21 @@ def test_a_plan_is_a_recipe_everywhere(tmp_path, plan, folder):
     for options in (["-r", path], ["--window", 8, "--full-layers", path]):
         shown = CliRunner().invoke(app, [str(x) for x in ("inspect", "-m", folder, "--json", *options)])
         assert json.loads(shown.stdout)["recipe"]["config"]["full_layers"] == [1, 3]
+
+
+def test_a_plan_refuses_another_model(tmp_path, plan, folder, model, tokenizer):
+    path = tmp_path / "plan.json"
+    shape = model_shape(model.config)
+    dataclasses.replace(plan, shape=shape).save(path)
+    inspect = ("inspect", "-m", str(folder), "-r", str(path))
+    assert CliRunner().invoke(app, inspect).exit_code == 0
+    dataclasses.replace(plan, shape=shape | {"hidden_size": 64}).save(path)
+    refused = CliRunner().invoke(app, inspect)
+    assert refused.exit_code == 2
+    assert "layers chosen for tiny (" in refused.stderr
+    assert CliRunner().invoke(app, [*inspect, "--full-layers", "1"]).exit_code == 0
+    with pytest.raises(ConfigError, match="layers chosen for tiny"):
+        compare(model, tokenizer, [load_recipe("full"), load_recipe(path)], Settings(length=300))
 
 
 def test_wrong_plans(tmp_path, plan):
@@ -283,17 +298,6 @@ def test_without_held_out_samples(tmp_path, model, tokenizer):
 
 
 # Policies
-
-
-def test_relative_cost():
-    config = tiny_model().config
-    rules = SWAAConfig(window=8, sinks=2, full_layers=[1]).resolve(4)
-    cost = relative_cost(config, rules, 100, 0, release_kv=True)
-    assert cost.kv == (100 + 3 * 9) / 400
-    pairs = 10 * 11 / 2 + 90 * 10
-    assert cost.flops == cost.attention == (5050 + 3 * pairs) / (4 * 5050)
-    assert relative_cost(config, rules, 100, 10**9, release_kv=False)[0::2] == pytest.approx((1, 1), abs=1e-4)
-    assert relative_cost(config, SWAAConfig().resolve(4), 100, 7, release_kv=True) == (1, 1, 1)
 
 
 def test_non_dominated():
@@ -438,7 +442,7 @@ def test_the_command_searches_policies(tmp_path, folder):
         (("--unit", "heads", "--budget", 9, "--length", LENGTH), "8 heads of this model can slide"),
         (("-r", "full"), "no layer can be chosen"),
         (("--budget", 5, "--length", LENGTH), "4 layers of this model can slide"),
-        (("--method", "random"), "Known: backward, greedy, lazy, nll, nll-won, periodic, swap"),
+        (("--method", "random"), "Known: backward, gates, greedy, lazy, nll, nll-won, periodic, swap"),
     ],
 )
 def test_what_a_user_gets_wrong(tmp_path, folder, options, message):

@@ -12,8 +12,9 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from swaa.adapting import adapt, layer_words, plan_layers, restore
 from swaa.config import ConfigError, SWAAConfig
-from swaa.cost import kv_bytes
+from swaa.cost import active_parameters, kv_bytes, relative_cost
 from swaa.evaluate import accuracy_interval, generate_answers, measure_prefill, perplexity, score_answers
+from swaa.models import DEFAULT_MODEL
 from swaa.recipes import Recipe, load_recipe
 from swaa.results import command_line, environment, write_csv, write_json
 from swaa.tasks import TASKS
@@ -27,6 +28,8 @@ DEFAULT_RECIPES = (
     "sinks-odd-fa-decode",
     "sinks-fa-decode-tail",
 )
+# The same with layers that `swaa select` chose for the default model.
+DEFAULT_PLAN = "smollm2-4-layers"
 SCORERS = {"forced": score_answers, "free": generate_answers}
 # What the table compares with full attention, as a ratio.
 MEASURES = ("accuracy", "nll", "perplexity", "prefill_seconds", "kv_bytes")
@@ -138,7 +141,12 @@ class Comparison:
 
 
 def choose_recipes(
-    names: Sequence[str] | None, *, length: int, window: int | None = None, sinks: int | None = None
+    names: Sequence[str] | None,
+    *,
+    length: int,
+    window: int | None = None,
+    sinks: int | None = None,
+    model: str | None = None,
 ) -> list[Recipe]:
     """Load the recipes of a comparison, full attention first.
 
@@ -147,6 +155,7 @@ def choose_recipes(
         length: tokens of a prompt.
         window: replaces the window of every recipe that has one.
         sinks: replaces the sinks of every recipe that has some.
+        model: name of the model; the default model's recipes include `DEFAULT_PLAN` where `names` is None.
 
     Raises:
         ConfigError: a recipe does not exist or is wrong.
@@ -154,7 +163,7 @@ def choose_recipes(
     from swaa.recipes import load_recipes
 
     if names is None:
-        names = DEFAULT_RECIPES
+        names = (*DEFAULT_RECIPES, DEFAULT_PLAN) if model == DEFAULT_MODEL else DEFAULT_RECIPES
         window = max(length // 8, 1) if window is None else window
     recipes = [recipe for name in names for recipe in load_recipes(name)]
     changed = []
@@ -205,6 +214,7 @@ def compare(
     begin = time.perf_counter()
     model_config = model.config.get_text_config()
     for recipe in recipes:
+        recipe.check_model(model_config)
         plan_layers(model_config, recipe.config)
     length, seed = settings.length, settings.seed
     samples = TASKS[settings.task].samples(tokenizer, length=length, count=settings.samples, seed=seed)
@@ -212,6 +222,7 @@ def compare(
     adapters = adapters or {}
     trained = {recipe.name: recipe.description for recipe in recipes if recipe.name in adapters}
     outcome = Comparison(settings, list(recipes), [], [], name, model_config, trained)
+    parameters = active_parameters(model)
     perplexities: dict[tuple[SWAAConfig, str | None], float] = {}
     try:
         for recipe in recipes:
@@ -238,13 +249,9 @@ def compare(
             done += len(prose)
             seconds, held = measure_prefill(model, [s.prompt_ids for s in samples[: settings.prefill_samples]])
             progress(recipe.name, done + 1, correct)
-            computed = kv_bytes(
-                model.config,
-                plan_layers(model_config, config),
-                length,
-                dtype_bytes=model.dtype.itemsize,
-                release_kv=config.release_kv,
-            )
+            rules, release = plan_layers(model_config, config), config.release_kv
+            cost = relative_cost(model.config, rules, length, parameters, release_kv=release)
+            size = model.dtype.itemsize
             low, high = accuracy_interval(correct, len(answers))
             row: dict[str, Any] = {
                 "recipe": recipe.name,
@@ -255,7 +262,9 @@ def compare(
                 "perplexity": perplexities[key],
                 "prefill_seconds": seconds,
                 "kv_bytes": held,
-                "kv_bytes_computed": computed,
+                "kv_bytes_computed": kv_bytes(model.config, rules, length, dtype_bytes=size, release_kv=release),
+                "kv_bytes_computed_ratio": cost.kv,
+                "prefill_flops_ratio": cost.flops,
             }
             full = outcome.rows[0] if outcome.rows else row
             ratios = {f"{measure}_ratio": _ratio(row[measure], full[measure]) for measure in MEASURES}

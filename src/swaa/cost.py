@@ -1,5 +1,8 @@
 """The cost model of an adaptation: visible pairs, KV memory and prefill arithmetic. Numbers only, no torch.
 
+`relative_cost` is what `swaa inspect`, `compare`, `eval` and the policy search of `select` go by: the prefill's
+arithmetic and the KV bytes, each as a fraction of full attention's.
+
 Where a family keeps something else than plain keys and values, the answer is None: unknown is better than wrong.
 """
 

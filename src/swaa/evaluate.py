@@ -55,23 +55,38 @@ def score_answers(
     """
     for start in range(0, len(samples), batch_size):
         batch = samples[start : start + batch_size]
-        rows = [list(s.prompt_ids + s.prefix_ids + s.answer_ids) for s in batch]
-        longest = max(map(len, rows))
-        kept = longest - min(len(s.prompt_ids) + len(s.prefix_ids) for s in batch) + 1
-        ids = torch.tensor([row + [0] * (longest - len(row)) for row in rows], device=model.device)
-        mask = torch.tensor([[1] * len(row) + [0] * (longest - len(row)) for row in rows], device=model.device)
-        # Without a mask a batch without padding takes the faster path.
-        extra: dict[str, Any] = {} if bool(mask.all()) else {"attention_mask": mask}
-        if adaptation(model):
-            extra["prompt_length"] = torch.tensor([len(s.prompt_ids) for s in batch])
-        logits = model(ids, use_cache=False, logits_to_keep=kept, **extra).logits
-        for offset, (sample, row) in enumerate(zip(batch, rows, strict=True)):
-            stop = len(row) - 1 - (longest - logits.shape[1])
-            scores = logits[offset, stop - len(sample.answer_ids) : stop].float()
-            gold = ids[offset, len(row) - len(sample.answer_ids) : len(row)]
+        for offset, (scores, gold) in enumerate(answer_logits(model, batch)):
             predicted = scores.argmax(-1)
             nll = torch.nn.functional.cross_entropy(scores, gold).item()
             yield Answer(start + offset, bool((predicted == gold).all()), nll, str(tokenizer.decode(predicted)))
+
+
+def answer_logits(model: PreTrainedModel, samples: Sequence[Sample]) -> list[tuple[Tensor, Tensor]]:
+    """Compute in one pass what the model says at each place of the gold answers; gradients flow where they are on.
+
+    Args:
+        model: the model, adapted or not.
+        samples: a batch of retrieval samples.
+
+    Returns:
+        for each sample the logits, `[answer tokens, vocabulary]` float32, and the gold tokens, `[answer tokens]`.
+    """
+    rows = [list(s.prompt_ids + s.prefix_ids + s.answer_ids) for s in samples]
+    longest = max(map(len, rows))
+    kept = longest - min(len(s.prompt_ids) + len(s.prefix_ids) for s in samples) + 1
+    ids = torch.tensor([row + [0] * (longest - len(row)) for row in rows], device=model.device)
+    mask = torch.tensor([[1] * len(row) + [0] * (longest - len(row)) for row in rows], device=model.device)
+    # Without a mask a batch without padding takes the faster path.
+    extra: dict[str, Any] = {} if bool(mask.all()) else {"attention_mask": mask}
+    if adaptation(model):
+        extra["prompt_length"] = torch.tensor([len(s.prompt_ids) for s in samples])
+    logits = model(ids, use_cache=False, logits_to_keep=kept, **extra).logits
+    found = []
+    for offset, (sample, row) in enumerate(zip(samples, rows, strict=True)):
+        stop = len(row) - 1 - (longest - logits.shape[1])
+        scores = logits[offset, stop - len(sample.answer_ids) : stop].float()
+        found.append((scores, ids[offset, len(row) - len(sample.answer_ids) : len(row)]))
+    return found
 
 
 @torch.inference_mode()

@@ -66,6 +66,7 @@ class SwaaLM(HFLM):
         device = device or ("cuda" if torch.cuda.is_available() else "cpu")
         super().__init__(pretrained, backend="causal", device=device, **kwargs)
         self.recipe = chosen or self._stored(changes)
+        self.recipe.check_model(self.model.config)
         if self.recipe.chain_of_thought != "none" and not self.enable_thinking:
             _log.warning(
                 "recipe %s is meant for a model that reasons first (chain_of_thought: %s), which is up to the task and "

@@ -182,7 +182,7 @@ def head_lists(text: str) -> dict[int, list[int]]:
 def resolve_recipe(
     recipe: str | Path | None,
     *,
-    stored: Mapping[str, Any] | None = None,
+    model_config: Any = None,
     window: int | None = None,
     sinks: int | None = None,
     full_layers: str | None = None,
@@ -195,8 +195,8 @@ def resolve_recipe(
     """Return the recipe that a command line stands for: defaults < recipe (or stored adaptation) < flags.
 
     Args:
-        recipe: name or file; None: `stored`, otherwise the recipe `full`.
-        stored: the adaptation in the model's configuration (`config.swaa`).
+        recipe: name or file; None: the adaptation stored with the model, otherwise the recipe `full`.
+        model_config: the model's configuration of transformers, if the recipe has to fit it.
         window: a flag, as all that follow; None: not given.
         sinks: a number.
         full_layers: a pattern or a comma list.
@@ -207,8 +207,9 @@ def resolve_recipe(
         backend: a name.
 
     Raises:
-        ConfigError: no such recipe, or a wrong value or combination.
+        ConfigError: no such recipe, a wrong value or combination, or layers chosen for another model.
     """
+    stored: Mapping[str, Any] | None = getattr(model_config, "swaa", None)
     if recipe is not None:
         base = load_recipe(recipe)
     elif stored is not None:
@@ -228,7 +229,9 @@ def resolve_recipe(
     flags["full_layers"] = None if full_layers is None else layer_list("full_layers", full_layers)
     flags["full_heads"] = None if full_heads is None else head_lists(full_heads)
     flags = {name: value for name, value in flags.items() if value is not None}
-    if not flags:
-        return base
-    name = "flags" if base.config == SWAAConfig() else f"{base.name} + flags"
-    return dataclasses.replace(base.replace(**flags), name=name, description="")
+    if flags:
+        name = "flags" if base.config == SWAAConfig() else f"{base.name} + flags"
+        base = dataclasses.replace(base.replace(**flags), name=name, description="")
+    if model_config is not None:
+        base.check_model(model_config)
+    return base

@@ -24,7 +24,8 @@ def compare(
             "-r",
             metavar="NAMES",
             help="Comma list of recipe names and files, as in `-r naive,sinks-fa-decode,mine.yaml`; full attention is "
-            "always added. Default: full attention, naive sliding window, and the paper's methods one by one.",
+            "always added. Default: full attention, naive sliding window, the paper's methods one by one, and for the "
+            "default model layers that `swaa select` chose.",
         ),
     ] = None,
     adapter: Annotated[
@@ -79,7 +80,7 @@ def compare(
     """Run recipes side by side on one model and the same prompts.
 
     Prints accuracy, answer NLL, perplexity, prefill time and KV bytes of each, with the ratio to full attention, and
-    writes the table (CSV), everything else (JSON) and plots.
+    the prefill's arithmetic as a fraction of full attention's. Writes the table (CSV), the rest (JSON) and plots.
 
     **Examples**
 
@@ -101,7 +102,7 @@ def compare(
         model = _base(trained, model)
         if names is None and window is None:
             window = trained[0].config.window
-    chosen = choose_recipes(names, length=length, window=window, sinks=sinks)
+    chosen = choose_recipes(names, length=length, window=window, sinks=sinks, model=model)
     own = [row for one in trained for row in one.recipes()]
     # A recipe that is there already needs no second row.
     own = [(recipe, key) for recipe, key in own if key or all(recipe.config != x.config for x in chosen)]
@@ -174,10 +175,11 @@ def _table(outcome: "Comparison") -> "Table":
     )
     table = Table(title=f"{title} (in brackets: ratio to full attention)", box=box.SIMPLE_HEAD, title_justify="left")
     table.add_column("recipe", no_wrap=True)
-    for heading in ("accuracy", "95 %", "answer NLL", "perplexity", "prefill", "KV held", "computed"):
+    for heading in ("accuracy", "95 %", "answer NLL", "perplexity", "prefill", "arithmetic", "KV held", "computed"):
         table.add_column(heading, justify="right", no_wrap=True)
     for row in outcome.rows:
-        low, high, computed = row["accuracy_low"], row["accuracy_high"], row["kv_bytes_computed"]
+        low, high = row["accuracy_low"], row["accuracy_high"]
+        computed, share = row["kv_bytes_computed"], row["kv_bytes_computed_ratio"]
         table.add_row(
             row["recipe"],
             f"{row['accuracy']:.2f} ({_times(row['accuracy_ratio'])})",
@@ -185,8 +187,9 @@ def _table(outcome: "Comparison") -> "Table":
             f"{row['nll']:.3f} ({row['nll_ratio']:.1f}x)",
             f"{row['perplexity']:.2f} ({row['perplexity_ratio']:.2f}x)",
             f"{row['prefill_seconds'] * 1000:,.0f} ms ({row['prefill_seconds_ratio']:.2f}x)",
+            _times(row["prefill_flops_ratio"]),
             f"{row['kv_bytes'] / 1e6:,.1f} MB ({row['kv_bytes_ratio']:.2f}x)",
-            "unknown" if computed is None else f"{computed / 1e6:,.1f} MB",
+            "unknown" if computed is None else f"{computed / 1e6:,.1f} MB ({_times(share)})",
         )
     return table
 

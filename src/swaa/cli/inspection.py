@@ -11,7 +11,7 @@ from swaa.adapting import adapt, head_dim, plan_layers
 from swaa.attention import select_backend
 from swaa.cli.wording import short_form
 from swaa.config import LayerRule, SWAAConfig
-from swaa.cost import active_parameters, kv_bytes, layer_kinds, native_window, prefill_flops
+from swaa.cost import active_parameters, kv_bytes, layer_kinds, native_window, prefill_flops, relative_cost
 from swaa.evaluate import held_bytes
 from swaa.models import ModelError
 from swaa.recipes import Recipe
@@ -43,17 +43,15 @@ def inspection(name: str, config: Any, recipe: Recipe, length: int | None) -> di
         dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
         backend, reason = select_backend(recipe.config.backend, device, dtype, head_dim(text))
     release = recipe.config.release_kv
-    kv = _saving(
-        kv_bytes(config, rules, length, release_kv=release), kv_bytes(config, full_rules, length, release_kv=False)
-    )
-    held = _saving(
-        held_bytes(text, rules, length, release_kv=release), held_bytes(text, full_rules, length, release_kv=False)
-    )
-    linear, attention = prefill_flops(config, rules, length, active)
-    _, full_attention = prefill_flops(config, full_rules, length, active)
-    flops = {"attention": _saving(attention, full_attention), "total": _saving(None, None)}
-    if attention is not None and full_attention is not None:
-        flops["total"] = _saving(linear + attention, linear + full_attention)
+    cost = relative_cost(config, rules, length, active, release_kv=release)
+    both = ((rules, release), (full_rules, False))
+    computed, most = (kv_bytes(config, own, length, release_kv=may) for own, may in both)
+    kv = _saving(computed, most, cost.kv)
+    held, kept = (held_bytes(text, own, length, release_kv=may) for own, may in both)
+    (linear, attention), (_, whole) = (prefill_flops(config, own, length, active) for own in (rules, full_rules))
+    flops = {"attention": _saving(attention, whole, cost.attention), "total": _saving(None, None, None)}
+    if attention is not None and whole is not None:
+        flops["total"] = _saving(linear + attention, linear + whole, cost.flops)
     return {
         "model": name,
         "family": text.model_type,
@@ -68,7 +66,7 @@ def inspection(name: str, config: Any, recipe: Recipe, length: int | None) -> di
         ],
         "length": length,
         "kv_bytes": kv,
-        "kv_bytes_held": held,
+        "kv_bytes_held": _saving(held, kept, held / kept if held is not None and kept else None),
         "prefill_flops": flops,
         "verdict": _verdict(rules, length, kv["ratio"], flops["attention"]["ratio"]),
     }
@@ -86,8 +84,8 @@ def _check(config: Any, adaptation: SWAAConfig) -> tuple[int, int]:
     return sum(parameter.numel() for parameter in model.parameters()), active_parameters(model)
 
 
-def _saving(recipe: float | None, full: float | None) -> dict[str, float | None]:
-    return {"recipe": recipe, "full": full, "ratio": recipe / full if recipe is not None and full else None}
+def _saving(recipe: float | None, full: float | None, ratio: float | None) -> dict[str, float | None]:
+    return {"recipe": recipe, "full": full, "ratio": ratio}
 
 
 def _row(rule: LayerRule | None, window: int | None, kind: str, release: bool) -> dict[str, Any]:

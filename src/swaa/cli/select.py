@@ -72,8 +72,8 @@ def select(
             metavar="NAMES",
             help="Comma list. `nll`: NLL lost when only this layer slides; `nll-won`: won when only this one is full; "
             "`lazy`: attention that leaves the window; `greedy`: one after the other, jointly; `backward`: takes away "
-            "what is missed least; `swap`: exchanges until nothing helps; `periodic`: every so many. Or `policy`: "
-            "window, sinks, tail, FA decode and layers at once.",
+            "what is missed least; `gates`: learned by gradients; `swap`: exchanges until nothing helps; `periodic`: "
+            "every so many. Or `policy`: window, sinks, tail, FA decode and layers at once.",
         ),
     ] = "nll",
     recipe: Annotated[

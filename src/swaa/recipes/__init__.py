@@ -1,4 +1,7 @@
-"""Recipes: named adaptations, one YAML file each in this folder, with generation settings and their source."""
+"""Recipes: named adaptations, one file each in this folder, with generation settings and their source.
+
+Layer plans of `swaa select` for one model are recipes too (JSON, as it writes them); they refuse other models.
+"""
 
 import dataclasses
 from collections.abc import Mapping
@@ -12,6 +15,9 @@ from swaa.config import ConfigError, SWAAConfig, read_structured
 from swaa.registry import suggestion
 
 FOLDER = Path(__file__).parent
+_FILES = (".yaml", ".json")
+# What tells models from others for which layers were not chosen.
+_SHAPE = ("model_type", "num_hidden_layers", "hidden_size", "num_attention_heads", "num_key_value_heads")
 CHAIN_OF_THOUGHT = ("none", "prompt", "thinking")
 
 
@@ -26,7 +32,8 @@ class Recipe:
         generation: generation settings: `chain_of_thought`: "none", "prompt" (an instruction to reason first) or
             "thinking" (the chat template's thinking switch) (arXiv 2512.10411, method 4).
         provenance: where it comes from.
-        plan: how the full layers were chosen, for a layer plan (`swaa.select.plan`): `method`, `scores`, .. .
+        plan: how the full layers were chosen, for a layer plan (`swaa.select.plan`): `method`, `scores`, .., and for
+            which model: its name in `model`, and in `shape` what `model_shape` says about it.
     """
 
     name: str
@@ -57,8 +64,26 @@ class Recipe:
         return self.generation.get("chain_of_thought", "none")
 
     def replace(self, **changes: Any) -> "Recipe":
-        """Return the recipe with fields of its configuration changed."""
-        return dataclasses.replace(self, config=self.config.replace(**changes))
+        """Return the recipe with fields of its configuration changed; with other layers it is no plan any more."""
+        plan = {} if {"full_layers", "full_heads"} & changes.keys() else self.plan
+        return dataclasses.replace(self, config=self.config.replace(**changes), plan=plan)
+
+    def check_model(self, model_config: Any) -> None:
+        """Refuse a model for which the layers were not chosen; recipes that are no layer plans fit any.
+
+        Args:
+            model_config: the model's configuration of transformers, a composite one too.
+
+        Raises:
+            ConfigError: the recipe is a layer plan for a model of another shape.
+        """
+        chosen = self.plan.get("shape")
+        if chosen and chosen != (found := model_shape(model_config)):
+            raise ConfigError(
+                f"recipe {self.name!r} has layers chosen for {self.plan.get('model')} ({_words(chosen)}), and this is "
+                f"another model ({_words(found)}): let `swaa select` choose its layers, or name them by full_layers "
+                "(--full-layers) if you mean them all the same"
+            )
 
     def to_dict(self) -> dict[str, Any]:
         """Return the content of the recipe's file."""
@@ -88,9 +113,23 @@ class Recipe:
         return cls(name, **{**values, "config": SWAAConfig.from_dict(values["config"])})
 
 
+def model_shape(model_config: Any) -> dict[str, Any]:
+    """Return what a layer plan remembers of its model: family and sizes, None where a family has no such size."""
+    text = model_config.get_text_config()
+    return {name: getattr(text, name, None) for name in _SHAPE}
+
+
+def _words(shape: Mapping[str, Any]) -> str:
+    return ", ".join(f"{name} {value}" for name, value in shape.items())
+
+
 def recipe_names() -> list[str]:
     """Return the names of the shipped recipes, sorted."""
-    return sorted(path.stem for path in FOLDER.glob("*.yaml"))
+    return sorted(_shipped())
+
+
+def _shipped() -> dict[str, Path]:
+    return {path.stem: path for path in FOLDER.iterdir() if path.suffix in _FILES}
 
 
 def load_recipe(name: str | Path) -> Recipe:
@@ -119,12 +158,13 @@ def load_recipes(name: str | Path) -> list[Recipe]:
         if isinstance(content, list):
             return [_from_list(path.stem, index, item) for index, item in enumerate(content)]
         return [Recipe.from_dict(path.stem, content)]
-    if str(name) not in recipe_names():
+    shipped = _shipped()
+    if str(name) not in shipped:
         raise ConfigError(
             f"unknown recipe {str(name)!r}.{suggestion(name, recipe_names())} Known: {', '.join(recipe_names())}; "
             "or give a .yaml or .json file"
         )
-    return [Recipe.from_dict(str(name), read_structured(FOLDER / f"{name}.yaml"))]
+    return [Recipe.from_dict(str(name), read_structured(shipped[str(name)]))]
 
 
 def _from_list(stem: str, index: int, item: Any) -> Recipe:

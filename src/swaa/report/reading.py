@@ -146,7 +146,7 @@ def _comparison(folder: Path, name: str) -> Run:
             prose = {"count": settings["perplexity_samples"], "perplexity": row["perplexity"]}
             rows.append(_row({**shared, "task": task, "count": count, **accuracy}, path))
             rows.append(_row({**shared, "task": "perplexity", **prose}, path))
-            costs[row["recipe"]] = {length: {"prefill_flops_ratio": None, **cost}}
+            costs[row["recipe"]] = {length: {"prefill_flops_ratio": row.get("prefill_flops_ratio"), **cost}}
         depths = [
             (each["recipe"], task, length, "none", each["meta"]["depth"], float(each["correct"]))
             for each in content.get("predictions", ())

@@ -9,7 +9,7 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from swaa.adapting import adapt, plan_layers, restore
-from swaa.cost import active_parameters, kv_bytes, prefill_flops
+from swaa.cost import active_parameters, kv_bytes, relative_cost
 from swaa.evaluate import generate_texts, measure_prefill, perplexity, score_answers
 from swaa.judge import Judge
 from swaa.prose import prose
@@ -125,6 +125,7 @@ class _Measuring:
     def check(self) -> None:
         """Fail before the first measurement rather than hours after it."""
         for recipe in self.recipes:
+            recipe.check_model(self.model.config)
             plan_layers(self.model.config.get_text_config(), recipe.config)
         for cell in self.settings.cells():
             self.samples(cell, 1)
@@ -232,18 +233,14 @@ class _Measuring:
         ids = encode(self.tokenizer, prose("test")[: 10 * length])
         prompt = (ids * (length // len(ids) + 1))[:length]
         parameters = active_parameters(self.model)
-        rules = [plan_layers(config.get_text_config(), recipe.config) for recipe in self.recipes]
-        flops = [prefill_flops(config, rule, length, parameters) for rule in rules]
-        for recipe, rule, (linear, attention) in zip(self.recipes, rules, flops, strict=True):
+        for recipe in self.recipes:
             known = costs.setdefault(recipe.name, {})
             if str(length) in known:
                 continue
-            full_linear, full_attention = flops[0]
-            ratio = None
-            if attention is not None and full_attention is not None:
-                ratio = (linear + attention) / (full_linear + full_attention)
+            rules = plan_layers(config.get_text_config(), recipe.config)
             size, release = self.model.dtype.itemsize, recipe.config.release_kv
-            seconds, held = None, kv_bytes(config, rule, length, dtype_bytes=size, release_kv=release)
+            ratio = relative_cost(config, rules, length, parameters, release_kv=release).flops
+            seconds, held = None, kv_bytes(config, rules, length, dtype_bytes=size, release_kv=release)
             if self.settings.prefill_runs:
                 self.wear(recipe)
                 self.progress(f"{recipe.name}: prefill of {length}", self.worked, self.work)

@@ -7,6 +7,7 @@ search over window, sinks, dense tail and FA decode as well.
 from swaa.registry import Registry
 from swaa.select.backward import Backward
 from swaa.select.calibration import Calibration
+from swaa.select.gates import Gates
 from swaa.select.greedy import Greedy
 from swaa.select.lazy import Lazy
 from swaa.select.nll import Nll
@@ -26,6 +27,7 @@ SELECTORS: Registry[Selector] = Registry(
         "nll-won": Nll(won=True),
         "greedy": Greedy(),
         "backward": Backward(),
+        "gates": Gates(),
         "swap": Swap(),
     },
 )

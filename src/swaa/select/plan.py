@@ -39,6 +39,7 @@ class LayerPlan:
         environment: versions and hardware.
         command: that wrote it.
         unit: "layers" or "heads", what was chosen.
+        shape: of the model (`swaa.recipes.model_shape`): as a recipe, the plan refuses models of another one.
     """
 
     config: SWAAConfig
@@ -56,6 +57,7 @@ class LayerPlan:
     environment: dict[str, str] = field(default_factory=environment)
     command: str = field(default_factory=command_line)
     unit: str = "layers"
+    shape: dict[str, Any] = field(default_factory=dict)
 
     def to_recipe(self, name: str = "plan") -> Recipe:
         """Return the plan as a recipe."""
@@ -102,7 +104,7 @@ class LayerPlan:
         """
         content = read_structured(path)
         facts = content.get("plan") if isinstance(content, Mapping) else None
-        names = {field.name for field in dataclasses.fields(cls)} - {"config", "unit"}
+        names = {field.name for field in dataclasses.fields(cls)} - {"config", "unit", "shape"}
         if not isinstance(facts, Mapping) or not names <= facts.keys():
             raise ConfigError(f"{path} is no layer plan: let `swaa select` write one")
         if facts.get("format") != FORMAT:
@@ -110,6 +112,7 @@ class LayerPlan:
                 f"{path} is a layer plan of format {facts.get('format')}, and this version reads {FORMAT}"
             )
         known = {name: facts[name] for name in names} | {"unit": facts.get("unit", "layers")}
+        known["shape"] = facts.get("shape", {})
         known["layers"] = tuple(known["layers"])
         known["scores"] = {unit_of(name): score for name, score in known["scores"].items()}
         plan = cls(SWAAConfig.from_dict(content), **known)

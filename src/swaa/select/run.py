@@ -10,7 +10,7 @@ from typing import Any
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from swaa.config import SWAAConfig
-from swaa.recipes import Recipe
+from swaa.recipes import Recipe, model_shape
 from swaa.results import command_line, environment, model_revision, replace_json, write_csv
 from swaa.select import SELECTORS, Calibration, Choice, Problem, Score, Scorer
 from swaa.select.heldout import HeldOut, Meter, Progress
@@ -225,6 +225,7 @@ def select(
             passes=choice.passes,
             seconds=round(choice.seconds, 1),
             unit=settings.unit,
+            shape=model_shape(model.config),
         )
         plan.save(folder / f"{name_of_plan}.json")
         # With every plan, so that a run that is cut short leaves what it has.
