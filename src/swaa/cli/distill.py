@@ -5,7 +5,7 @@ from typing import Annotated, Any
 
 import typer
 
-from swaa.cli.common import ModelOption, notes, positive_tokens, warn
+from swaa.cli.common import ModelOption, comma_list, notes, positive_tokens, warn
 from swaa.cli.progress import time_left
 from swaa.models import DEFAULT_MODEL
 
@@ -137,7 +137,7 @@ def distill(
     from swaa.results import model_revision
 
     sampling = Sampling(samples, temperature, top_p, max_new_tokens, seed)
-    names = tuple(name.strip() for name in filters.split(",") if name.strip() not in ("", "none"))
+    names = () if filters.strip() == "none" else comma_list(filters)
     judge = Judge(judge_model, judge_url, votes=judge_votes) if judge_model else None
     chosen = Filters(names, min_tokens, judge)
     prompts = read_prompts(data)
