@@ -15,6 +15,8 @@ def _sharding(self, *args, fsdp_plugin=None, **kwargs):
     new = not state.AcceleratorState._shared_state
     _init(self, *args, fsdp_plugin=fsdp_plugin, **kwargs)
     if new and fsdp_plugin is not None:
+        if self.mixed_precision != "no":
+            fsdp_plugin.set_mixed_precision(self.mixed_precision)
         self.distributed_type, self.fsdp_plugin = DistributedType.FSDP, fsdp_plugin
         state.PartialState._shared_state["distributed_type"] = DistributedType.FSDP
 

@@ -279,7 +279,7 @@ def train(
     begin = time.perf_counter()
     with joined(device) as workers, quiet_transformers():
         # Weights that are trained need float32: a step of 1e-4 is lost in the rounding of bfloat16.
-        loaded, tokenizer = load_model(model, dtype="float32" if full else options["dtype"], device=workers.device)
+        loaded, tokenizer = load_model(model, dtype="float32" if full else options["dtype"], device=workers.loading)
         adapt(loaded, chosen.config)
         limit = max_length or getattr(config.get_text_config(), "max_position_embeddings", None)
         examples, left_out = make_examples(rows, tokenizer, max_length=limit)

@@ -77,7 +77,8 @@ def fine_tune(
     arguments = settings.arguments(output / CHECKPOINTS, evaluates=bool(eval_examples or needles))
     record["processes"] = arguments.world_size
     with arguments.main_process_first(local=False):
-        _open(output, record)
+        if arguments.process_index == 0:
+            _open(output, record)
     if settings.lora is not None:
         from transformers import set_seed
 
