@@ -91,12 +91,22 @@ class LocalTeacher:
         name: how the model is called in what is written.
         revision: what tells its weights from others.
         batch_size: answers drawn at a time.
+        share: number of this process and of all that share the batches; the answers do not depend on it.
 
     Raises:
         ValueError: `batch_size` is not positive, or the model is adapted.
     """
 
-    def __init__(self, model: Any, tokenizer: Any, *, name: str, revision: str, batch_size: int = 8):
+    def __init__(
+        self,
+        model: Any,
+        tokenizer: Any,
+        *,
+        name: str,
+        revision: str,
+        batch_size: int = 8,
+        share: tuple[int, int] = (0, 1),
+    ):
         from swaa.adapting import adaptation
 
         if batch_size < 1:
@@ -104,6 +114,7 @@ class LocalTeacher:
         if adaptation(model) is not None:
             raise ValueError("the teacher is adapted: answers are to come from full attention, call swaa.restore first")
         self.model, self.revision, self.batch_size = name, revision, batch_size
+        self._rank, self._count = share
         self._model, self._tokenizer = model, tokenizer
 
     def describe(self) -> dict[str, Any]:
@@ -126,7 +137,7 @@ class LocalTeacher:
         for number, start in enumerate(range(0, len(work), self.batch_size)):
             batch = work[start : start + self.batch_size]
             requests = [Request(prompts[index].row, sample) for index, sample in batch]
-            if not done.issuperset(requests):
+            if number % self._count == self._rank and not done.issuperset(requests):
                 replies = self._draw([ids[index] for index, _ in batch], sampling, sampling.seed_of(number))
                 yield dict(zip(requests, replies, strict=True))
 
