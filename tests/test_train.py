@@ -7,7 +7,7 @@ import swaa
 from families import tiny_model
 from swaa.train import Collator, Example, pack
 from swaa.train.collator import NO_LABEL
-from training import Conversation, reference_gradients
+from training import Conversation, Text, reference_gradients
 
 BASE = swaa.SWAAConfig(window=5, sinks=2, full_layers=[1], release_kv=False)
 CONFIGS = {
@@ -103,6 +103,10 @@ def test_labels_are_the_answers_tokens(layout):
     rows = LAYOUTS[layout]
     batch = collate(rows, CONFIGS["FA decode"])
     width = batch["input_ids"].shape[1]
+    if layout == "alone":
+        # One prompt and one answer: where it ends says it all, and has the fastest kernels.
+        assert batch.pop("prompt_length").tolist() == [30]
+        batch["dense_rows"] = ONE.dense_rows()
     assert all(x.shape == (len(rows), width) for x in batch.values())
     for number, row in enumerate(rows):
         expected = torch.cat([c.labels()[0] for c in row])
@@ -116,9 +120,9 @@ def test_labels_are_the_answers_tokens(layout):
 
 
 def test_flags_go_only_where_they_mean_something():
-    assert "dense_rows" not in collate(LAYOUTS["alone"], CONFIGS["naive"])
-    assert "dense_rows" not in collate(LAYOUTS["alone"], CONFIGS["full"])
-    assert "dense_rows" in collate(LAYOUTS["alone"], CONFIGS["dense tail alone"])
+    assert "dense_rows" not in collate(LAYOUTS["padded"], CONFIGS["naive"])
+    assert "dense_rows" not in collate(LAYOUTS["padded"], CONFIGS["full"])
+    assert "dense_rows" in collate(LAYOUTS["padded"], CONFIGS["dense tail alone"])
 
 
 def test_packing_fills_rows_in_order():
@@ -136,3 +140,17 @@ def test_examples_need_a_prompt_and_an_answer():
         Example((1, 2), (True, True))
     with pytest.raises(ValueError, match="flags for 1"):
         Example((1, 2), (True,))
+
+
+def test_a_batch_whose_prompts_end_together_is_described_by_their_length():
+    same, longer, text = Conversation((30, 9), seed=6), Conversation((31, 8), seed=7), Text(39, seed=8)
+    collator = Collator(True)
+    assert collator([[ONE.example], [same.example]])["prompt_length"].tolist() == [30, 30]
+    assert collator([[text.example]])["prompt_length"].tolist() == [39]
+    for others in ([longer], [CHAT, ONE], [text]):
+        assert "dense_rows" in collator([[ONE.example], *([x.example] for x in others)])
+    assert not {"dense_rows", "prompt_length"} & set(Collator(False)([[ONE.example]]))
+    packed = swaa.adapt(tiny_model(), CONFIGS["FA decode"])(**collator([[ONE.example, same.example]])).logits
+    apart = swaa.adapt(tiny_model(), CONFIGS["FA decode"])(**collator([[ONE.example], [same.example]])).logits
+    torch.testing.assert_close(packed[0, :38], apart[0, :38], atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(packed[0, 39:77], apart[1, :38], atol=1e-5, rtol=1e-5)

@@ -3,7 +3,7 @@
 import math
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -80,6 +80,7 @@ class Comparison:
         predictions: one a recipe and sample.
         model: name of the model.
         model_config: its (text) configuration.
+        adapters: training of the rows whose recipe has trained weights.
         seconds: time that the comparison took.
         environment: versions and hardware.
     """
@@ -90,6 +91,7 @@ class Comparison:
     predictions: list[dict[str, Any]]
     model: str
     model_config: Any
+    adapters: dict[str, str] = field(default_factory=dict)
     seconds: float = 0.0
     environment: dict[str, str] = field(default_factory=environment)
 
@@ -106,6 +108,7 @@ class Comparison:
             "model": self.model,
             "settings": asdict(self.settings),
             "recipes": {recipe.name: recipe.to_dict() for recipe in self.recipes},
+            "adapters": self.adapters,
             "layers": {recipe.name: layer_words(self.model_config, recipe.config) for recipe in self.recipes},
             "environment": self.environment,
             "seconds": round(self.seconds, 1),
@@ -161,11 +164,16 @@ def choose_recipes(
         if recipe.config.sinks and sinks is not None:
             recipe = recipe.replace(sinks=sinks)
         changed.append(recipe)
-    counts = Counter(recipe.name for recipe in changed)
-    if twice := [name for name, count in counts.items() if count > 1]:
-        raise ConfigError(f"recipes: several are called {twice[0]!r}; tables and plots need one name for each")
+    check_names(changed)
     full = next((recipe for recipe in changed if recipe.config.window is None), load_recipe("full"))
     return [full, *(recipe for recipe in changed if recipe.config.window is not None)]
+
+
+def check_names(recipes: Sequence[Recipe]) -> None:
+    """Raise `ConfigError` if two recipes have one name."""
+    counts = Counter(recipe.name for recipe in recipes)
+    if twice := [name for name, count in counts.items() if count > 1]:
+        raise ConfigError(f"recipes: several are called {twice[0]!r}; tables and plots need one name for each")
 
 
 def compare(
@@ -174,16 +182,19 @@ def compare(
     recipes: Sequence[Recipe],
     settings: Settings,
     *,
+    adapters: Mapping[str, str] | None = None,
     name: str = "model",
     progress: Callable[[str, int, int], None] = lambda recipe, done, correct: None,
 ) -> Comparison:
     """Run recipes side by side; the model is restored afterwards, whatever happens.
 
     Args:
-        model: an unadapted model.
+        model: an unadapted model, PEFT-wrapped or not.
         tokenizer: its tokenizer.
         recipes: full attention first (`choose_recipes`).
         settings: what is compared.
+        adapters: by the names of recipes: the adapter of a `PeftModel` that is on; the others have the original
+            weights. None: the weights are what they are.
         name: of the model, for the records.
         progress: called with the recipe's name, its finished steps (`steps(settings)` in all) and right answers so far.
 
@@ -198,11 +209,15 @@ def compare(
     length, seed = settings.length, settings.seed
     samples = TASKS[settings.task].samples(tokenizer, length=length, count=settings.samples, seed=seed)
     prose = TASKS["perplexity"].samples(tokenizer, length=length, count=settings.perplexity_samples, seed=seed)
-    outcome = Comparison(settings, list(recipes), [], [], name, model_config)
-    perplexities: dict[SWAAConfig, float] = {}
+    adapters = adapters or {}
+    trained = {recipe.name: recipe.description for recipe in recipes if recipe.name in adapters}
+    outcome = Comparison(settings, list(recipes), [], [], name, model_config, trained)
+    perplexities: dict[tuple[SWAAConfig, str | None], float] = {}
     try:
         for recipe in recipes:
-            config = recipe.config
+            config, adapter = recipe.config, adapters.get(recipe.name)
+            if adapters:
+                _switch(model, adapter)
             if config.window is None:
                 restore(model)
             else:
@@ -213,7 +228,7 @@ def compare(
                 progress(recipe.name, len(answers), sum(a.correct for a in answers))
             correct, done = sum(a.correct for a in answers), len(answers)
             # Perplexity has no generated rows, so recipes that differ in FA decode only share it.
-            key = config.replace(fa_decode=False)
+            key = config.replace(fa_decode=False), adapter
             if key not in perplexities:
                 losses = []
                 for loss in perplexity(model, prose):
@@ -251,8 +266,19 @@ def compare(
             ]
     finally:
         restore(model)
+        if adapters:
+            _switch(model, next(iter(adapters.values())))
     outcome.seconds = time.perf_counter() - begin
     return outcome
+
+
+def _switch(model: Any, adapter: str | None) -> None:
+    """Put one of a `PeftModel`'s adapters on, or none."""
+    if adapter is None:
+        model.base_model.disable_adapter_layers()
+    else:
+        model.base_model.enable_adapter_layers()
+        model.set_adapter(adapter)
 
 
 def steps(settings: Settings) -> int:

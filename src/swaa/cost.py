@@ -113,9 +113,9 @@ def kv_bytes(
 
 
 def prefill_flops(
-    model_config: Any, rules: Sequence[LayerRule | None], prompt: int, parameters: int
+    model_config: Any, rules: Sequence[LayerRule | None], prompt: int, parameters: int, new: int = 0
 ) -> tuple[float, float | None]:
-    """Count the floating-point operations of reading a prompt, as in design.md, section 5.
+    """Count the floating-point operations of reading a prompt (and an answer, in training), as in design.md, section 5.
 
     Norms, RoPE, softmax and activations are left out: they are a small part of the arithmetic, though not of the time.
 
@@ -124,25 +124,26 @@ def prefill_flops(
         rules: what `swaa.adapting.plan_layers` returns.
         prompt: prompt tokens.
         parameters: parameters that a token passes through (`active_parameters`).
+        new: tokens of an answer that are read in the same pass.
 
     Returns:
         the linear part, 2 x parameters x tokens; and the attention part, 4 x query heads x head dim x visible pairs,
         summed over the layers (None where the head sizes are unknown). A layer of linear attention has no pairs.
     """
-    attention = 0.0
+    attention, tokens = 0.0, prompt + new
     for rule, (kind, config) in zip(rules, layer_kinds(model_config), strict=True):
         if (heads := attention_heads(config)) is None:
-            return 2.0 * parameters * prompt, None
+            return 2.0 * parameters * tokens, None
         native = native_window(kind, config)
         if rule is not None:
-            pairs = visible_pairs(rule, prompt, kv_heads=heads[1])
+            pairs = visible_pairs(rule, prompt, new, kv_heads=heads[1])
         elif kind == "chunked_attention" and native:
-            pairs = heads[1] * (prompt // native * _triangle(native) + _triangle(prompt % native))
+            pairs = heads[1] * (tokens // native * _triangle(native) + _triangle(tokens % native))
         else:
-            pairs = visible_pairs(LayerRule(window=native), prompt, kv_heads=heads[1]) if native else 0
+            pairs = visible_pairs(LayerRule(window=native), tokens, kv_heads=heads[1]) if native else 0
         # A KV head stands for heads[0] / heads[1] query heads.
         attention += 4.0 * heads[0] / heads[1] * heads[2] * pairs
-    return 2.0 * parameters * prompt, attention
+    return 2.0 * parameters * tokens, attention
 
 
 class RelativeCost(NamedTuple):

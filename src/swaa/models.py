@@ -63,7 +63,7 @@ def load_model(
     path = default_model_path() if str(name) == DEFAULT_MODEL else Path(name).expanduser()
     if (base := adapter_base(path)) is not None:
         model, tokenizer = load_model(base, dtype=dtype, device=device, attn_implementation=attn_implementation)
-        return _add_adapter(model, path), _load_tokenizer(path) or tokenizer
+        return add_adapter(model, path), _load_tokenizer(path) or tokenizer
     try:
         if path.exists():
             with quiet_transformers():
@@ -93,15 +93,32 @@ def adapter_base(path: str | Path) -> str | None:
     return str(base)
 
 
-def _add_adapter(model: Any, path: Path) -> Any:
+def add_adapter(model: Any, path: str | Path, name: str = "default") -> Any:
+    """Load a PEFT adapter onto a model that may have others already.
+
+    Args:
+        model: a model of transformers, or a `PeftModel`.
+        path: folder of the adapter.
+        name: what PEFT calls it; no dots.
+
+    Returns:
+        the `PeftModel`, in eval mode.
+
+    Raises:
+        ModelError: PEFT is not installed, or the adapter does not fit.
+    """
     try:
         from peft import PeftModel
     except ModuleNotFoundError as error:
         raise ModelError("an adapter needs peft: pip install 'swaa[peft]'") from error
     try:
-        return PeftModel.from_pretrained(model, str(path)).eval()
+        if isinstance(model, PeftModel):
+            model.load_adapter(str(path), adapter_name=name)
+        else:
+            model = PeftModel.from_pretrained(model, str(path), adapter_name=name)
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise ModelError(f"cannot load the adapter {str(path)!r}: {_first_line(error)}") from error
+    return model.eval()
 
 
 def _load_tokenizer(path: Path) -> Any:

@@ -11,6 +11,7 @@ from swaa.models import DEFAULT_MODEL
 if TYPE_CHECKING:
     from rich.table import Table
 
+    from swaa.adapters import Adapter
     from swaa.compare import Comparison
 
 
@@ -26,6 +27,16 @@ def compare(
             "always added. Default: full attention, naive sliding window, and the paper's methods one by one.",
         ),
     ] = None,
+    adapter: Annotated[
+        list[Path] | None,
+        typer.Option(
+            "--adapter",
+            "-a",
+            metavar="DIR",
+            help="An adapter of `swaa train`: its own recipe with and without it, and full attention with it; may be "
+            "repeated. The model is then the adapter's.",
+        ),
+    ] = None,
     task: Annotated[
         str, typer.Option(metavar="NAME", help="`needle`, `needle-multikey` (four keys, one asked) or `needle-noise`.")
     ] = "needle",
@@ -38,8 +49,8 @@ def compare(
         typer.Option(
             parser=token_count,
             metavar="TOKENS",
-            help="Window of every recipe that slides, as in `--window 256`. Default: an eighth of the length for the "
-            "default recipes, otherwise each recipe's own.",
+            help="Window of every recipe that slides (an adapter's own stays), as in `--window 256`. Default: an "
+            "eighth of the length (with an adapter, its window) for the default recipes, otherwise each recipe's own.",
         ),
     ] = None,
     sinks: Annotated[
@@ -74,22 +85,37 @@ def compare(
 
     - `swaa compare` (about two minutes on two cores)
     - `swaa compare --length 2k --window 256 --samples 80`
+    - `swaa compare --adapter adapters/first --length 2k`
     - `swaa compare -m Qwen/Qwen3-4B-Instruct-2507 -r paper-instruct,mine.yaml --length 32k --batch-size 4`
     """
-    from swaa.compare import Settings, choose_recipes, steps
+    from swaa.adapters import read_adapter
+    from swaa.compare import Settings, check_names, choose_recipes, steps
     from swaa.compare import compare as run
-    from swaa.models import load_model, quiet_transformers
+    from swaa.models import add_adapter, load_model, quiet_transformers
     from swaa.results import new_folder
 
     settings = Settings(task, length, samples, seed, scoring, batch_size)
     names = None if recipes is None else [name.strip() for name in recipes.split(",") if name.strip()]
+    trained = [read_adapter(path) for path in adapter or []]
+    if trained:
+        model = _base(trained, model)
+        if names is None and window is None:
+            window = trained[0].config.window
     chosen = choose_recipes(names, length=length, window=window, sinks=sinks)
+    own = [row for one in trained for row in one.recipes()]
+    # A recipe that is there already needs no second row.
+    own = [(recipe, key) for recipe, key in own if key or all(recipe.config != x.config for x in chosen)]
+    chosen += [recipe for recipe, _ in own]
+    check_names(chosen)
     for recipe in chosen:
         if recipe.config.window is not None and recipe.config.window >= length:
             warn(f"{recipe.name}: a window of {recipe.config.window} covers all {length} tokens, nothing slides")
         if recipe.chain_of_thought != "none":
             warn(f"{recipe.name}: chain of thought plays no part here, answers are short")
     loaded, tokenizer = load_model(model, dtype=dtype, device=device)
+    with quiet_transformers():
+        for one in trained:
+            loaded = add_adapter(loaded, one.path, one.key)
     limit = getattr(loaded.config.get_text_config(), "max_position_embeddings", None)
     if limit and length > limit:
         warn(f"{length} tokens are more than the {limit} positions that the model was trained on")
@@ -104,13 +130,25 @@ def compare(
             right = f"{correct} of {min(done, samples)} right"
             progress.update(bars[name], completed=done, right=right)
 
-        outcome = run(loaded, tokenizer, chosen, settings, name=model, progress=update)
+        keys = {recipe.name: key for recipe, key in own if key is not None}
+        outcome = run(loaded, tokenizer, chosen, settings, adapters=keys, name=model, progress=update)
     output().print(_table(outcome))
+    for one in trained:
+        output().print(f"{one.name}: {one.training}", soft_wrap=True)
     folder = new_folder(output_folder, f"compare-{Path(model).name}")
     try:
         outcome.save(folder)
     finally:
         notes().print(f"{outcome.seconds:.0f} s; table, predictions and plots in {folder}")
+
+
+def _base(adapters: "list[Adapter]", model: str) -> str:
+    """Return the model that the adapters belong to, or the one that was named instead."""
+    if model != DEFAULT_MODEL:
+        return model
+    if len(bases := sorted({adapter.base for adapter in adapters})) > 1:
+        raise ValueError(f"--adapter: the adapters belong to {len(bases)} models: {', '.join(bases)}")
+    return bases[0]
 
 
 def _progress() -> Any:
