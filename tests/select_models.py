@@ -20,6 +20,19 @@ def planted(layers, depth=5):
     return model
 
 
+def planted_heads(heads, depth=5):
+    """As `planted`, but of these KV heads (pairs of layer and head) alone."""
+    model = tiny_model(num_hidden_layers=depth, vocab_size=VOCABULARY)
+    config = model.config
+    size = config.hidden_size // config.num_key_value_heads
+    with torch.no_grad():
+        for number, layer in enumerate(model.model.layers):
+            for head in range(config.num_key_value_heads):
+                if (number, head) not in heads:
+                    layer.self_attn.o_proj.weight[:, head * size : (head + 1) * size].zero_()
+    return model
+
+
 def own_answers(model, count=6, answer=3):
     """Samples whose gold answers are what the model says under full attention: no mask can do better by much."""
     generator = torch.Generator().manual_seed(5)
@@ -54,11 +67,11 @@ class TableProblem(Problem):
     """A problem whose NLL is a function of the set of full layers: no model, only the search."""
 
     def __init__(self, depth, function, samples=4):
-        self.depth, self.function, self.asked = depth, function, {}
+        self.depth, self.function, self.asked, self.unit = depth, function, {}, "layers"
         self.scorer = type("Samples", (), {"samples": [None] * samples})()
 
     @property
-    def layers(self):
+    def units(self):
         return tuple(range(self.depth))
 
     def nll(self, sets, *, first=None, text=""):

@@ -52,15 +52,19 @@ def check(name, kind, rule, *, head_dim, dtype, heads=8, kv_heads=2, grad=False,
             found.append([output.detach().float().cpu()[real], *(x.grad.float().cpu() for x in moved if grad)])
     # A gradient adds up products of rounded numbers.
     tolerance = 1e-4 if dtype == torch.float32 else 2e-2 if grad else 1e-2
+    # With one visible key, the gradients of query and key are zero: only rounding remains.
+    rounding = 1e-5 if dtype == torch.float32 else 1e-4
+    largest = max(expected.norm() for expected in found[0])
     for expected, actual in zip(*found, strict=True):
-        assert (actual - expected).norm() / expected.norm() < tolerance, (name, kind, rule, dtype)
+        error = (actual - expected).norm()
+        assert error < tolerance * expected.norm() + rounding * largest, (name, kind, rule, dtype, error)
 
 
-HEADS = [(dim, dtype) for dim in (64, 96, 128, 256) for dtype in (torch.bfloat16, torch.float32)]
+DIMS = [(dim, dtype) for dim in (64, 96, 128, 256) for dtype in (torch.bfloat16, torch.float32)]
 
 
 # One test for each head dim and dtype, since each needs kernels of its own.
-@pytest.mark.parametrize(("head_dim", "dtype"), HEADS, ids=str)
+@pytest.mark.parametrize(("head_dim", "dtype"), DIMS, ids=str)
 @pytest.mark.parametrize("name", ["sdpa", "triton"])
 def test_backends_agree_with_the_oracle(name, head_dim, dtype):
     for kind in PASSES:
@@ -68,14 +72,14 @@ def test_backends_agree_with_the_oracle(name, head_dim, dtype):
             check(name, kind, rule, head_dim=head_dim, dtype=dtype)
 
 
-@pytest.mark.parametrize(("head_dim", "dtype"), [HEADS[0], HEADS[1], HEADS[2], HEADS[4]], ids=str)
+@pytest.mark.parametrize(("head_dim", "dtype"), [DIMS[0], DIMS[1], DIMS[2], DIMS[4]], ids=str)
 def test_flex_agrees_with_the_oracle(head_dim, dtype):
     for kind in PASSES if head_dim == 64 and dtype == torch.bfloat16 else ("prompt and answer", "left padding"):
         for rule in RULES:
             check("flex", kind, rule, head_dim=head_dim, dtype=dtype)
 
 
-@pytest.mark.parametrize(("head_dim", "dtype"), HEADS, ids=str)
+@pytest.mark.parametrize(("head_dim", "dtype"), DIMS, ids=str)
 def test_gradients_agree_with_the_oracle(head_dim, dtype):
     for kind in ("prompt and answer", "chunk", "left padding", "dense rows", "packed answers"):
         for rule in RULES:

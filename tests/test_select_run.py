@@ -19,7 +19,7 @@ from swaa.report.pareto import non_dominated
 from swaa.select import SELECTORS, Calibration
 from swaa.select.plan import LayerPlan
 from swaa.select.policy import Grid, PolicySearch, front_of
-from swaa.select.run import SelectSettings, layer_budgets
+from swaa.select.run import SelectSettings, counts_of
 from swaa.select.run_policy import PolicySettings, search_policies
 from swaa.tasks import TASKS
 from test_evaluate import VOCABULARY, bytes_tokenizer
@@ -129,7 +129,7 @@ def test_a_plan_is_what_it_was(tmp_path, plan):
     assert LayerPlan.load(tmp_path / "plan.json") == plan
     content = json.loads((tmp_path / "plan.json").read_text())
     wanted = {"layers", "scores", "method", "budget", "recipe", "calibration", "model", "model_revision", "environment"}
-    assert wanted | {"seconds", "command", "passes", "measured", "format"} == content["plan"].keys()
+    assert wanted | {"seconds", "command", "passes", "measured", "format", "unit"} == content["plan"].keys()
 
 
 def test_a_plan_is_a_recipe_everywhere(tmp_path, plan, folder):
@@ -182,13 +182,13 @@ def settings(**changes):
     ("budgets", "counts"), [((4,), [4]), ((0.25, 0.5), [8, 15]), ((15, 1, 2, 0.5), [1, 2, 15]), ((0, 1.0), [0, 30])]
 )
 def test_budgets(budgets, counts):
-    assert layer_budgets(budgets, 30) == counts
+    assert counts_of(budgets, 30) == counts
 
 
 @pytest.mark.parametrize("budget", [-1, 31])
 def test_budgets_out_of_range(budget):
     with pytest.raises(ValueError, match="30 layers of this model can slide, use 0 to 30"):
-        layer_budgets((budget,), 30)
+        counts_of((budget,), 30)
 
 
 @pytest.mark.parametrize(
@@ -383,6 +383,31 @@ def test_the_command(tmp_path, folder):
     assert {"curve.png", "scores.png", "curve.csv", "run.json", "periodic-1.json"} <= names
 
 
+def test_the_command_chooses_heads(tmp_path, folder):
+    common = ("-m", folder, "--length", LENGTH, "--samples", 2, "--test-samples", 1, "--batch-size", 2)
+    found = run(*common, "--unit", "heads", "--budget", 3, "--method", "nll,backward", "-o", tmp_path / "run")
+    assert found.exit_code == 0, found.output
+    for method in ("nll", "backward"):
+        plan = LayerPlan.load(tmp_path / "run" / f"{method}-heads-3.json")
+        config = plan.config
+        assert len(plan.chosen) == 3
+        assert 2 * len(config.full_layers) + sum(len(heads) for _, heads in config.full_heads) == 3
+        assert {(layer, head) for layer, heads in config.full_heads for head in heads} <= set(plan.chosen)
+        assert set(plan.scores) == {(layer, head) for layer in range(4) for head in range(2)}
+        shown = CliRunner().invoke(
+            app, ["inspect", "-m", str(folder), "-r", str(tmp_path / "run" / f"{method}-heads-3.json"), "--json"]
+        )
+        layers = json.loads(shown.stdout)["layers"]
+        assert [row["layer"] for row in layers if row["full_heads"]] == [layer for layer, _ in config.full_heads]
+    with (tmp_path / "run" / "curve.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert [row["full_layers"] for row in rows] == ["4", "0", "1.5", "1.5"]
+    # What was scored for heads holds for layers too: the folder goes on.
+    again = run(*common, "--budget", 1, "-o", tmp_path / "run")
+    assert again.exit_code == 0, again.output
+    assert (tmp_path / "run" / "nll-1.json").exists()
+
+
 @pytest.mark.parametrize("options", [("--budget", "0,2"), ("--method", "policy", "--trials", 2)])
 def test_the_command_without_held_out_samples(tmp_path, folder, options):
     common = ("-m", folder, "--length", LENGTH, "--samples", 1, "--test-samples", 0)
@@ -408,9 +433,12 @@ def test_the_command_searches_policies(tmp_path, folder):
         (("--method", "policy,nll"), "name it alone"),
         (("--method", "policy", "--window", 8), "chooses the recipe itself"),
         (("--max-kv", 0.5), "add --method policy"),
+        (("--method", "policy", "--unit", "heads"), "chooses whole layers"),
+        (("--unit", "head"), "use layers or heads"),
+        (("--unit", "heads", "--budget", 9, "--length", LENGTH), "8 heads of this model can slide"),
         (("-r", "full"), "no layer can be chosen"),
         (("--budget", 5, "--length", LENGTH), "4 layers of this model can slide"),
-        (("--method", "random"), "Known: greedy, lazy, nll, nll-won, periodic, swap"),
+        (("--method", "random"), "Known: backward, greedy, lazy, nll, nll-won, periodic, swap"),
     ],
 )
 def test_what_a_user_gets_wrong(tmp_path, folder, options, message):

@@ -16,6 +16,15 @@ from swaa.adapting import adaptation, parts
 from swaa.forward import AdaptError, attention
 
 ModelT = TypeVar("ModelT", bound=nn.Module)
+# Inductor's options for products with a single row, which only read the weights: kernels of its own for them, in one
+# launch where they share their input (query, key and value; gate and up), their shapes searched widely, each started
+# while the one before it ends.
+_TUNED = {
+    "coordinate_descent_tuning": True,
+    "max_autotune_pointwise": True,
+    "combo_kernels": True,
+    "triton.enable_pdl": True,
+}
 
 
 def compile_layers(model: ModelT, *, backend: str | Callable[..., Any] = "inductor", tune: bool = False) -> ModelT:
@@ -42,7 +51,7 @@ def compile_layers(model: ModelT, *, backend: str | Callable[..., Any] = "induct
     _, decoder = parts(model)
     # The description of a pass is plain Python that changes with every pass: nothing to trace.
     AttentionInterface.register(decoder.config._attn_implementation, torch.compiler.disable(attention))
-    options: Any = {"coordinate_descent_tuning": True} if tune and backend == "inductor" else None
+    options: Any = _TUNED if tune and backend == "inductor" else None
     for module in _modules(model):
         module.compile(dynamic=True, backend=backend, options=options)
         assert module._compiled_call_impl is not None

@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -131,3 +132,10 @@ class Items:
         items = items[(end - first).argsort(descending=True, stable=True)]
         device = launch.device
         return cls(items.to(device), lists.tile[order].int().to(device), split, int(shared.sum()))
+
+
+@lru_cache
+def early_start(device: torch.device) -> dict[str, Any]:
+    """Return the launch options of kernels that start while the one before them ends, where the device can."""
+    able = device.type == "cuda" and torch.version.hip is None and torch.cuda.get_device_capability(device) >= (9, 0)
+    return {"PDL": True, "launch_pdl": True} if able else {"PDL": False}

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from swaa.attention.causal import causal_attention, is_plain_causal
-from swaa.attention.launch import Launch
+from swaa.attention.launch import Launch, early_start
 from swaa.config import LayerRule
 from swaa.geometry import Geometry
 
@@ -148,7 +148,7 @@ def _attend_few(query: Tensor, key: Tensor, value: Tensor, launch: Launch, s_aux
         start, stop = launch.geometry.dense_interval(launch.rule)
         if launch.geometry.positions is None and (stop <= launch.geometry.past or start >= launch.geometry.columns):
             reach = min(keys, launch.rule.window + launch.rule.sinks + rows)
-    splits = max(1, min(-(-reach // blocks["KEYS"]), 2 * _processors(query.device) // (batch * kv_heads)))
+    splits = max(1, min(-(-reach // blocks["KEYS"]), 4 * _processors(query.device) // (batch * kv_heads)))
     parts = torch.empty(batch * kv_heads, splits, lines, value_dim, dtype=torch.float32, device=query.device)
     top, norm = (torch.empty(parts.shape[:-1], dtype=torch.float32, device=query.device) for _ in range(2))
     output = query.new_empty(batch, rows, heads, value_dim)
@@ -158,10 +158,12 @@ def _attend_few(query: Tensor, key: Tensor, value: Tensor, launch: Launch, s_aux
         query, key, value, parts, top, norm, ranges, *launch.row_arguments(),
         *_strides(query, key, value), ranges.stride(0) if len(ranges) > 1 else 0,
         kv_heads, groups, rows, keys, *launch.numbers(), **shapes, ROWS=lines, **blocks,
+        **early_start(query.device),
     )  # fmt: skip
     merge[(batch * kv_heads, rows * groups)](
         parts, top, norm, output, top if s_aux is None else s_aux, kv_heads, groups, rows, splits, LINES=lines,
         VDIM=value_dim, VPAD=shapes["VPAD"], SPLITS=1 << (splits - 1).bit_length(), HAS_AUX=s_aux is not None,
+        **early_start(query.device),
     )  # fmt: skip
     return output
 

@@ -41,6 +41,7 @@ class SlotLayer(CacheLayerMixin):
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
         """Write one token in place; return all slots."""
         from swaa.attention.kernels.decode import write_slot
+        from swaa.attention.launch import early_start
 
         rule = self.kind[0]
         slot, _ = self.cache.described[self.kind]
@@ -51,6 +52,7 @@ class SlotLayer(CacheLayerMixin):
             *key_states.stride()[:2], *value_states.stride()[:2], *self.keys.stride()[:2], *self.values.stride()[:2],
             kv_heads, rule.sinks if self.ring else 0,
             DIM=dim, PAD=1 << (dim - 1).bit_length(), VDIM=value_dim, VPAD=1 << (value_dim - 1).bit_length(),
+            **early_start(key_states.device),
         )  # fmt: skip
         return self.keys, self.values
 

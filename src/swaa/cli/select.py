@@ -49,18 +49,28 @@ def select(
     budget: Annotated[
         str,
         typer.Option(
-            metavar="LAYERS",
-            help="Full layers: a number, a fraction such as `0.25`, or a list for a curve: `--budget 1,2,4,8,15`.",
+            metavar="NUMBERS",
+            help="Full layers, or heads: a number, a fraction such as `0.25`, or a list for a curve: "
+            "`--budget 1,2,4,8,15`.",
         ),
     ] = "4",
+    unit: Annotated[
+        str,
+        typer.Option(
+            metavar="layers|heads",
+            help="What stays full: `layers`, or `heads`: KV heads of layers that slide, as in `--unit heads --budget "
+            "12`.",
+        ),
+    ] = "layers",
     method: Annotated[
         str,
         typer.Option(
             "--method",
             metavar="NAMES",
             help="Comma list. `nll`: NLL lost when only this layer slides; `nll-won`: won when only this one is full; "
-            "`lazy`: attention that leaves the window; `greedy`: one after the other, jointly; `swap`: exchanges until "
-            "nothing helps; `periodic`: every so many. Or `policy`: window, sinks, tail, FA decode and layers at once.",
+            "`lazy`: attention that leaves the window; `greedy`: one after the other, jointly; `backward`: takes away "
+            "what is missed least; `swap`: exchanges until nothing helps; `periodic`: every so many. Or `policy`: "
+            "window, sinks, tail, FA decode and layers at once.",
         ),
     ] = "nll",
     recipe: Annotated[
@@ -155,7 +165,7 @@ def select(
         typer.Option(metavar="NAME", help="`cpu`, `cuda`, ..; `auto`: CUDA if there is one.", rich_help_panel=_PLACE),
     ] = "auto",
 ) -> None:
-    """Choose the layers that stay full, and write them as a layer plan that `--recipe` takes everywhere.
+    """Choose the layers, or KV heads, that stay full, and write them as a layer plan that `--recipe` takes everywhere.
 
     Every layer is toggled on calibration prompts; the choice is measured on other prompts afterwards. Scores are on the
     disk as they come: repeat the command with the same `--output` and it goes on where it was killed.
@@ -164,6 +174,7 @@ def select(
 
     - `swaa select` (4 of the default model's layers; some minutes on two cores)
     - `swaa select --budget 1,2,4,8,15 --method nll,greedy,swap --length 2k --window 256 --samples 64 --batch-size 16`
+    - `swaa select --unit heads --budget 12 --method nll,backward` (as much memory as 4 of its layers)
     - `swaa select -m Qwen/Qwen3-4B -r mine.yaml --length 16k --budget 0.25 --data questions.jsonl`
     - `swaa select --method policy --max-kv 0.5 --trials 100 -o results/policy`, then
       `swaa eval -r results/policy/policy-1.json`
@@ -190,6 +201,8 @@ def select(
     limits = PolicySettings(max_flops, max_kv, trials)
     if searching and (recipe is not None or any(value is not None for value in flags.values())):
         raise ValueError("--method policy chooses the recipe itself: leave out --recipe and the adaptation's flags")
+    if searching and unit != "layers":
+        raise ValueError("--method policy chooses whole layers: leave out --unit")
     if not searching and (max_flops is not None or max_kv is not None):
         raise ValueError("--max-flops and --max-kv limit a policy search: add --method policy, or use --budget")
     if recipe is None and window is None:
@@ -202,6 +215,7 @@ def select(
         tasks=comma_list(tasks),
         test_samples=test_samples,
         batch_size=batch_size,
+        unit=unit,
     )
     if not searching and (chosen.config.window or 0) >= length:
         warn(f"a window of {chosen.config.window} covers all {length} tokens, nothing slides: use a longer --length")

@@ -12,6 +12,7 @@ from swaa.cli.common import output
 from swaa.cli.wording import short_form
 from swaa.recipes import Recipe
 from swaa.select.plan import LayerPlan
+from swaa.select.problem import unit_name
 from swaa.select.run import Selection
 
 _BAR = 40
@@ -65,7 +66,7 @@ def save_plots(folder: Path, outcome: Selection, title: str) -> str:
     from swaa.report import plots, selection
 
     choices = {
-        f"{method}, {plan.budget} full": (plan.layers, plan.scores) for method, plan in _largest(outcome).items()
+        f"{method}, {plan.budget} full": (plan.chosen, plan.scores) for method, plan in _largest(outcome).items()
     }
     plots.save(selection.layer_scores(choices, title=title), folder / "scores.png")
     plots.save(selection.budget_curve(outcome.rows, title=title), folder / "curve.png")
@@ -91,13 +92,16 @@ def _largest(outcome: Selection) -> dict[str, LayerPlan]:
 
 def _scores(plan: LayerPlan) -> Table:
     table = Table(title=f"{plan.method}: {plan.budget} full", box=box.SIMPLE_HEAD, title_justify="left")
-    for heading in ("layer", "score"):
+    for heading in ("head" if plan.unit == "heads" else "layer", "score"):
         table.add_column(heading, justify="right")
     table.add_column("")
     most = max((abs(score) for score in plan.scores.values()), default=0.0) or 1.0
-    for layer, score in plan.scores.items():
-        # A score below zero (the layer is better sliding) gets a hollow bar.
+    full = set(plan.chosen)
+    for unit, score in plan.scores.items():
+        # A score below zero (it is better sliding) gets a hollow bar.
         bar = ("█" if score > 0 else "░") * round(_BAR * abs(score) / most)
-        chosen = layer in plan.layers
-        table.add_row(str(layer), f"{score:.4f}", Text(bar + (" full" if chosen else ""), "bold" if chosen else ""))
+        chosen = unit in full
+        table.add_row(
+            unit_name(unit), f"{score:.4f}", Text(bar + (" full" if chosen else ""), "bold" if chosen else "")
+        )
     return table

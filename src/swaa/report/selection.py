@@ -6,29 +6,36 @@ from typing import Any
 from swaa.report.drawing import FAINT, GREY, INK, SMALL, TEXT, Figure, label_points, logarithmic_up, new_figure, quiet
 from swaa.report.palette import KINDS, colours
 
-__all__ = ["budget_curve", "layer_scores", "policy_front"]
+__all__ = ["budget_curve", "layer_scores", "policy_front", "shares_of_full"]
+
+# A layer, or a layer and one of its KV heads.
+_Unit = int | tuple[int, int]
 
 FULL, NONE = "full attention", "no full layer"
 
 
-def layer_scores(choices: Mapping[str, tuple[Sequence[int], Mapping[int, float]]], *, title: str) -> Figure:
-    """Draw each layer's score as a bar, a panel a method; the chosen layers are dark.
+def layer_scores(choices: Mapping[str, tuple[Sequence[_Unit], Mapping[_Unit, float]]], *, title: str) -> Figure:
+    """Draw each layer's or KV head's score as a bar, a panel a method; the chosen ones are dark.
 
     Args:
-        choices: (chosen layers, scores by layer) by the method's name.
+        choices: what is chosen and the scores, by the method's name; a head is a pair of its layer and its number.
         title: of the figure.
     """
     legend = {"stays full": KINDS["full"], "slides": KINDS["sliding"]}
-    figure = new_figure(1.4 + 1.5 * len(choices), title, "Score of each layer; each method has its own scale", legend)
+    figure = new_figure(1.4 + 1.5 * len(choices), title, "Score of each; each method has its own scale", legend)
     panels = figure.subplots(len(choices), 1, squeeze=False).flatten()
     for axes, (name, (chosen, scores)) in zip(panels, choices.items(), strict=True):
         quiet(axes, spines=("left", "bottom"))
-        shades = [KINDS["full"] if layer in chosen else KINDS["sliding"] for layer in scores]
-        axes.bar(list(scores), list(scores.values()), color=shades, width=0.8)
+        shades = [KINDS["full"] if unit in chosen else KINDS["sliding"] for unit in scores]
+        pairs = [(unit, 0) if isinstance(unit, int) else unit for unit in scores]
+        layers, heads = max((layer for layer, _ in pairs), default=0), 1 + max((head for _, head in pairs), default=0)
+        # The heads of a layer stand beside each other where its bar would be.
+        places = [layer + 0.8 * ((head + 0.5) / heads - 0.5) for layer, head in pairs]
+        axes.bar(places, list(scores.values()), color=shades, width=0.8 / heads)
         axes.axhline(0, color=GREY, linewidth=0.6)
         axes.set_title(name, fontsize=TEXT, color=INK, loc="left")
-        axes.set_xlim(-0.6, max(scores, default=0) + 0.6)
-        axes.set_xticks(range(0, max(scores, default=0) + 1, 1 if len(scores) <= 40 else 5))
+        axes.set_xlim(-0.6, layers + 0.6)
+        axes.set_xticks(range(0, layers + 1, 1 if layers < 40 else 5))
     panels[-1].set_xlabel("layer", fontsize=TEXT, color=INK)
     return figure
 
@@ -72,6 +79,42 @@ def budget_curve(rows: Sequence[Mapping[str, Any]], *, title: str) -> Figure:
         axes.set_xticks(sorted({row["full_layers"] for row in rows} - {full["full_layers"]}))
     figure.get_axes()[-1].legend(
         loc="center left", bbox_to_anchor=(1.01, 0.5), frameon=False, fontsize=SMALL, labelcolor=INK
+    )
+    return figure
+
+
+def shares_of_full(lines: Mapping[str, Mapping[str, Mapping[float, float]]], *, title: str, note: str = "") -> Figure:
+    """Plot the share of full attention's accuracy over the number of full layers, a panel a length, a line a recipe.
+
+    Args:
+        lines: shares by number of full layers, by recipe, by length.
+        title: of the figure.
+        note: below the title.
+    """
+    figure = new_figure(4.2, title, "share of full attention's accuracy" + (f"  ·  {note}" if note else ""))
+    colour = colours(["full attention", *dict.fromkeys(recipe for panel in lines.values() for recipe in panel)])
+    every = figure.subplots(1, len(lines), squeeze=False, sharey=True)[0]
+    for axes, (length, panel) in zip(every, lines.items(), strict=True):
+        quiet(axes, spines=("left", "bottom"))
+        axes.grid(axis="y", color=FAINT, linewidth=0.5)
+        axes.set_axisbelow(True)
+        axes.axhline(1, color=GREY, linewidth=0.9, linestyle=":")
+        axes.set_title(length, fontsize=TEXT, color=INK, loc="left")
+        axes.set_xlabel("full layers", fontsize=TEXT, color=INK)
+        for recipe, shares in panel.items():
+            counts = sorted(shares)
+            values = [shares[count] for count in counts]
+            axes.plot(counts, values, label=recipe, color=colour[recipe], marker="o", markersize=4, linewidth=1.4)
+        axes.set_xticks(sorted({count for shares in panel.values() for count in shares}))
+    handles = {line.get_label(): line for axes in every for line in axes.get_lines() if line.get_marker() == "o"}
+    every[-1].legend(
+        list(handles.values()),
+        list(handles),
+        loc="center left",
+        bbox_to_anchor=(1.01, 0.5),
+        frameon=False,
+        fontsize=SMALL,
+        labelcolor=INK,
     )
     return figure
 

@@ -1,10 +1,11 @@
-"""Choosing the layers that stay full, under a budget: one file and one registry row a selector.
+"""Choosing the layers or KV heads that stay full, under a budget: one file and one registry row a selector.
 
 `swaa.select.plan` is the file that comes out, `swaa.select.run` what `swaa select` does, `swaa.select.policy` the
 search over window, sinks, dense tail and FA decode as well.
 """
 
 from swaa.registry import Registry
+from swaa.select.backward import Backward
 from swaa.select.calibration import Calibration
 from swaa.select.greedy import Greedy
 from swaa.select.lazy import Lazy
@@ -24,6 +25,7 @@ SELECTORS: Registry[Selector] = Registry(
         "nll": Nll(),
         "nll-won": Nll(won=True),
         "greedy": Greedy(),
+        "backward": Backward(),
         "swap": Swap(),
     },
 )

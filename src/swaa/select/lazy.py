@@ -15,7 +15,7 @@ from swaa.config import LayerRule, SWAAConfig
 from swaa.evaluate import score_answers
 from swaa.geometry import Geometry, build_geometry
 from swaa.mask import oracle_mask
-from swaa.select.problem import Choice, Problem, highest
+from swaa.select.problem import Choice, Problem, Unit, highest
 from swaa.select.scoring import Score
 
 _BACKEND = "lazy-ratio"
@@ -45,11 +45,11 @@ class Lazy:
         scores = self.scores(problem)
         return problem.choice(highest(scores, budget), scores)
 
-    def scores(self, problem: Problem) -> dict[int, float]:
-        """Return the score of each layer."""
-        scorer, config, layers = problem.scorer, problem.config, problem.layers
+    def scores(self, problem: Problem) -> dict[Unit, float]:
+        """Return the score of each unit."""
+        scorer, config, units = problem.scorer, problem.config, problem.units
         rule = LayerRule(config.window, config.sinks)
-        elsewhere = torch.zeros(len(layers), dtype=torch.float64)
+        elsewhere = torch.zeros(len(units), dtype=torch.float64)
         begin = time.perf_counter()
         watch = _Watch(rule, self.queries)
         with BACKENDS.holding(_BACKEND, watch):
@@ -59,21 +59,26 @@ class Lazy:
                 for sample in scorer.samples:
                     watch.masses.clear()
                     list(score_answers(scorer.model, scorer.tokenizer, [sample]))
-                    elsewhere += 1 - torch.stack(watch.masses).cpu().double()
+                    masses = (
+                        watch.masses
+                        if problem.unit == "heads"
+                        else [mass.mean(0, keepdim=True) for mass in watch.masses]
+                    )
+                    elsewhere += 1 - torch.cat(masses).cpu().double()
                     scorer.progress("lazy ratio", 1)
             finally:
                 restore(scorer.model)
         count, seconds = len(scorer.samples), time.perf_counter() - begin
         problem.asked["lazy ratio"] = Score(0.0, 0.0, count, seconds)
-        return dict(zip(layers, (elsewhere / len(scorer.samples)).tolist(), strict=True))
+        return dict(zip(units, (elsewhere / len(scorer.samples)).tolist(), strict=True))
 
-    def planned(self, layers: int, budget: int) -> int:
+    def planned(self, units: int, budget: int) -> int:
         """See `Selector.planned`."""
         return 1
 
 
 class _Watch:
-    """A backend that also notes, for each layer in turn, the lazy ratio of the last rows."""
+    """A backend that also notes, for each layer in turn, the lazy ratio of each KV head in the last rows."""
 
     def __init__(self, rule: LayerRule, queries: int):
         self.rule, self.queries = rule, queries
@@ -86,5 +91,6 @@ class _Watch:
         options = {name: kwargs.get(name) for name in ("scaling", "softcap", "s_aux")}
         _, weights = masked_softmax_attention(query[:, :, -rows:], key, value, causal[:, None], **options)  # type: ignore[arg-type]
         weights = weights.float()
-        self.masses.append(((weights * near[:, None]).sum(-1) / weights.sum(-1)).mean())
+        ratios = (weights * near[:, None]).sum(-1) / weights.sum(-1)
+        self.masses.append(ratios.unflatten(1, (key.shape[1], -1)).mean((0, 2, 3)))
         return auto_attention(query, key, value, geometry=geometry, **kwargs)

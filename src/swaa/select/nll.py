@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from swaa.select.problem import Choice, Problem, highest
+from swaa.select.problem import Choice, Problem, Unit, highest
 
 
 @dataclass(frozen=True)
@@ -28,15 +28,15 @@ class Nll:
         scores = self.scores(problem)
         return problem.choice(highest(scores, budget), scores)
 
-    def scores(self, problem: Problem) -> dict[int, float]:
-        """Return the score of each layer."""
-        layers = problem.layers
-        base: tuple[int, ...] = () if self.won else layers
-        toggled = [(layer,) if self.won else tuple(x for x in layers if x != layer) for layer in layers]
-        reference, *nlls = problem.nll([base, *toggled], text="one full layer" if self.won else "one sliding layer")
+    def scores(self, problem: Problem) -> dict[Unit, float]:
+        """Return the score of each unit."""
+        units = problem.units
+        base: tuple[Unit, ...] = () if self.won else units
+        toggled = [(unit,) if self.won else tuple(x for x in units if x != unit) for unit in units]
+        reference, *nlls = problem.nll([base, *toggled], text="one full" if self.won else "one sliding")
         sign = -1 if self.won else 1
-        return {layer: sign * (nll - reference) for layer, nll in zip(layers, nlls, strict=True)}
+        return {unit: sign * (nll - reference) for unit, nll in zip(units, nlls, strict=True)}
 
-    def planned(self, layers: int, budget: int) -> int:
+    def planned(self, units: int, budget: int) -> int:
         """See `Selector.planned`."""
-        return layers + 1
+        return units + 1

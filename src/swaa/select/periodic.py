@@ -10,7 +10,7 @@ class Periodic:
     """Score all offsets of the smallest step that the budget allows, and take the best.
 
     The score of a layer is how much better its pattern is than the worst one, nats a token. With native windows the
-    steps count the other layers.
+    steps count the other layers; of heads, every so many of those of all layers in a row.
     """
 
     @property
@@ -20,15 +20,15 @@ class Periodic:
 
     def select(self, problem: Problem, budget: int) -> Choice:
         """See `Selector.select`."""
-        layers = problem.layers
+        units = problem.units
         if not budget:
-            return problem.choice((), dict.fromkeys(layers, 0.0))
-        step = -(-len(layers) // budget)
-        patterns = [layers[offset::step] for offset in range(step)]
+            return problem.choice((), dict.fromkeys(units, 0.0))
+        step = -(-len(units) // budget)
+        patterns = [units[offset::step] for offset in range(step)]
         nlls = problem.nll(patterns, text=f"periodic, step {step}")
-        scores = {layer: max(nlls) - nll for pattern, nll in zip(patterns, nlls, strict=True) for layer in pattern}
-        return problem.choice(patterns[nlls.index(min(nlls))], dict(sorted(scores.items())))
+        scores = {unit: max(nlls) - nll for pattern, nll in zip(patterns, nlls, strict=True) for unit in pattern}
+        return problem.choice(patterns[nlls.index(min(nlls))], {unit: scores[unit] for unit in units})
 
-    def planned(self, layers: int, budget: int) -> int:
+    def planned(self, units: int, budget: int) -> int:
         """See `Selector.planned`."""
-        return -(-layers // budget) if budget else 0
+        return -(-units // budget) if budget else 0

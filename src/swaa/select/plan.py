@@ -10,23 +10,25 @@ from typing import Any
 from swaa.config import ConfigError, SWAAConfig, read_structured
 from swaa.recipes import Recipe
 from swaa.results import command_line, environment, replace_json
+from swaa.select.problem import Unit, unit_name, unit_of
 
 FORMAT = 1
 
 
 @dataclass(frozen=True)
 class LayerPlan:
-    """Chosen full layers, and all that is needed to choose them again.
+    """Chosen full layers or KV heads, and all that is needed to choose them again.
 
-    The file is a recipe (`config` holds the recipe with `full_layers`), so `--recipe plan.json`, `load_recipe`,
-    `SWAAConfig.load` and `full_layers="plan.json"` take it.
+    The file is a recipe (`config` holds the recipe with `full_layers` and `full_heads`), so `--recipe plan.json`,
+    `load_recipe` and `SWAAConfig.load` take it, and `full_layers="plan.json"` its layers.
 
     Attributes:
-        config: the recipe with the chosen layers full.
-        layers: these layers, ascending.
-        scores: of every layer that can slide, by its number; what they are depends on the method (`swaa.select`).
+        config: the recipe with the chosen layers or heads full.
+        layers: the layers that are full as a whole, ascending.
+        scores: of every layer, or layer and KV head, that can slide; what they are depends on the method
+            (`swaa.select`).
         method: name of the selector in `swaa.select.SELECTORS`.
-        budget: how many layers might stay full.
+        budget: how many layers, or heads, might stay full.
         recipe: name of the recipe under which the layers were chosen.
         calibration: source, length, samples, seed and fingerprint of the data.
         model: name of the model.
@@ -36,11 +38,12 @@ class LayerPlan:
         seconds: that the choice took.
         environment: versions and hardware.
         command: that wrote it.
+        unit: "layers" or "heads", what was chosen.
     """
 
     config: SWAAConfig
     layers: tuple[int, ...]
-    scores: dict[int, float]
+    scores: dict[Unit, float]
     method: str
     budget: int
     recipe: str
@@ -52,6 +55,7 @@ class LayerPlan:
     seconds: float = 0.0
     environment: dict[str, str] = field(default_factory=environment)
     command: str = field(default_factory=command_line)
+    unit: str = "layers"
 
     def to_recipe(self, name: str = "plan") -> Recipe:
         """Return the plan as a recipe."""
@@ -59,14 +63,31 @@ class LayerPlan:
         del facts["config"]
         facts["layers"] = list(self.layers)
         # JSON has no numbers as keys.
-        facts["scores"] = {str(layer): score for layer, score in self.scores.items()}
+        facts["scores"] = {unit_name(unit): score for unit, score in self.scores.items()}
+        what = f"full {'KV heads' if self.unit == 'heads' else 'layers'}"
         return Recipe(
             name,
             self.config,
-            description=f"{len(self.layers)} full layers chosen by {self.method} for {self.model}",
+            description=f"{self.budget} {what} chosen by {self.method} for {self.model}",
             provenance=self.command,
             plan=facts,
         )
+
+    @property
+    def chosen(self) -> tuple[Unit, ...]:
+        """What was chosen: layers, or pairs of a layer and a KV head."""
+        if self.unit == "layers":
+            return self.layers
+        return tuple(
+            unit
+            for unit in self.scores
+            if not isinstance(unit, int) and (unit[0] in self.layers or unit[1] in self.full_heads.get(unit[0], ()))
+        )
+
+    @property
+    def full_heads(self) -> dict[int, tuple[int, ...]]:
+        """The full KV heads of layers that slide."""
+        return dict(self.config.full_heads)
 
     def save(self, path: str | Path) -> None:
         """Write the plan as JSON; a reader finds an old file or the new one, never a part."""
@@ -81,16 +102,16 @@ class LayerPlan:
         """
         content = read_structured(path)
         facts = content.get("plan") if isinstance(content, Mapping) else None
-        names = {field.name for field in dataclasses.fields(cls)} - {"config"}
+        names = {field.name for field in dataclasses.fields(cls)} - {"config", "unit"}
         if not isinstance(facts, Mapping) or not names <= facts.keys():
             raise ConfigError(f"{path} is no layer plan: let `swaa select` write one")
         if facts.get("format") != FORMAT:
             raise ConfigError(
                 f"{path} is a layer plan of format {facts.get('format')}, and this version reads {FORMAT}"
             )
-        known = {name: facts[name] for name in names}
+        known = {name: facts[name] for name in names} | {"unit": facts.get("unit", "layers")}
         known["layers"] = tuple(known["layers"])
-        known["scores"] = {int(layer): score for layer, score in known["scores"].items()}
+        known["scores"] = {unit_of(name): score for name, score in known["scores"].items()}
         plan = cls(SWAAConfig.from_dict(content), **known)
         if plan.config.full_layers != plan.layers:
             shown = json.dumps(list(plan.layers))

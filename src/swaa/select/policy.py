@@ -109,7 +109,7 @@ class PolicySearch:
     ):
         self.scorer, self.length, self.grid, self.seed = scorer, length, grid, seed
         self._parameters = active_parameters(scorer.model)
-        self._layers = Problem(scorer, SWAAConfig(window=1)).layers
+        self._layers = tuple(layer for layer in Problem(scorer, SWAAConfig(window=1)).units if isinstance(layer, int))
         # Which layers are full changes no cost, only their number: so costs come before any ranking.
         orders = {False: self._layers, True: self._layers}
         points = [Point(*places) for places in itertools.product(*map(range, grid.sizes))]
@@ -160,7 +160,7 @@ class PolicySearch:
         for fa_decode in sorted(used):
             middle = SWAAConfig(window=self.grid.window[len(self.grid.window) // 2], sinks=10, fa_decode=fa_decode)
             scores = Nll().scores(Problem(self.scorer, middle))
-            found[fa_decode] = tuple(sorted(scores, key=lambda layer: (-scores[layer], layer)))
+            found[fa_decode] = tuple(sorted(self._layers, key=lambda layer: (-scores[layer], layer)))
         return found
 
     def _config(self, point: Point, orders: dict[bool, tuple[int, ...]]) -> SWAAConfig:

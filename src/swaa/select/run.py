@@ -15,6 +15,7 @@ from swaa.results import command_line, environment, model_revision, replace_json
 from swaa.select import SELECTORS, Calibration, Choice, Problem, Score, Scorer
 from swaa.select.heldout import HeldOut, Meter, Progress
 from swaa.select.plan import LayerPlan
+from swaa.select.problem import UNITS, unit_name
 from swaa.tasks import TASKS
 
 BASELINE = "periodic"
@@ -27,7 +28,8 @@ class SelectSettings:
 
     Args:
         methods: names in `swaa.select.SELECTORS`.
-        budgets: numbers of full layers, or fractions of the layers (floats, 0 to 1).
+        budgets: numbers of full units, or fractions of them (floats, 0 to 1).
+        unit: what is chosen: "layers" or "heads" (KV heads).
         calibration: the data that layers are chosen by.
         tasks: retrieval tasks of `swaa.tasks` that the choice is measured on, on their split "test".
         test_samples: held-out samples of each task; 0: none.
@@ -43,6 +45,7 @@ class SelectSettings:
     tasks: tuple[str, ...] = ("needle", "needle-multikey")
     test_samples: int = 8
     batch_size: int = 1
+    unit: str = "layers"
 
     def __post_init__(self) -> None:
         """Check every value; a curve gets its baseline."""
@@ -50,6 +53,8 @@ class SelectSettings:
             raise ValueError("name at least one method and one budget")
         for name in self.methods:
             SELECTORS[name]
+        if self.unit not in UNITS:
+            raise ValueError(f"unit={self.unit!r}: use {' or '.join(UNITS)}")
         if len(self.budgets) > 1 and BASELINE not in self.methods:
             object.__setattr__(self, "methods", (BASELINE, *self.methods))
         for name in self.tasks:
@@ -63,18 +68,18 @@ class SelectSettings:
                 raise ValueError(f"{name}={getattr(self, name)}: use {least} or more")
 
 
-def layer_budgets(budgets: Sequence[int | float], layers: int) -> list[int]:
-    """Return budgets as numbers of layers, ascending, each once.
+def counts_of(budgets: Sequence[int | float], units: int, unit: str = "layers") -> list[int]:
+    """Return budgets as numbers of units, ascending, each once.
 
     Raises:
-        ValueError: a budget is negative or more than all layers.
+        ValueError: a budget is negative or more than all units.
     """
     counts = []
     for budget in budgets:
-        count = round(budget * layers) if isinstance(budget, float) else budget
-        if not 0 <= count <= layers:
+        count = round(budget * units) if isinstance(budget, float) else budget
+        if not 0 <= count <= units:
             raise ValueError(
-                f"budget {budget} is out of range: {layers} layers of this model can slide, use 0 to {layers}"
+                f"budget {budget} is out of range: {units} {unit} of this model can slide, use 0 to {units}"
             )
         counts.append(count)
     return sorted(set(counts))
@@ -132,16 +137,16 @@ def select(
     name: str = "model",
     progress: Progress = lambda text, done, total: None,
 ) -> Selection:
-    """Choose layers; the model is restored in the end.
+    """Choose layers or KV heads; the model is restored in the end.
 
     The folder gets `run.json`, the scores (`calibration.jsonl`, `test-TASK.jsonl`), a plan for each method and budget
-    (`METHOD-BUDGET.json`) and `curve.csv`. Repeated with the same folder, it goes on where it was killed, to the same
-    result.
+    (`METHOD-BUDGET.json`, `METHOD-heads-BUDGET.json`) and `curve.csv`. Repeated with the same folder, it goes on where
+    it was killed, to the same result.
 
     Args:
         model: an unadapted model.
         tokenizer: its tokenizer.
-        recipe: under which layers are chosen; its own full layers play no part.
+        recipe: under which layers or heads are chosen; its own full ones play no part.
         settings: what is chosen.
         folder: of this selection, new or begun.
         name: of the model, for the records.
@@ -161,8 +166,8 @@ def select(
         file=folder / "calibration.jsonl",
         progress=meter.advance,
     )
-    layers = Problem(scorer, recipe.config).layers
-    budgets = layer_budgets(settings.budgets, len(layers))
+    units = Problem(scorer, recipe.config, settings.unit).units
+    budgets = counts_of(settings.budgets, len(units), settings.unit)
     held_out = HeldOut(
         model,
         tokenizer,
@@ -174,35 +179,36 @@ def select(
         folder=folder,
         progress=meter.advance,
     )
+    base = recipe.config.replace(full_layers=(), full_heads={})
     revision, data = model_revision(model), settings.calibration.describe(samples)
     key = {
         "model_revision": revision,
         "dtype": str(model.dtype),
-        "recipe": recipe.config.replace(full_layers=()).to_dict(),
+        "recipe": base.to_dict(),
         "calibration": data["sha256"],
         "test": held_out.fingerprint(),
     }
     open_folder(folder, {"key": key, "model": name, "recipe": recipe.to_dict(), "settings": asdict(settings)})
     planned = [(method, budget) for budget in budgets for method in settings.methods]
     checks = sum(len(x.samples) for x in held_out.scorers.values()) * (len(planned) + 2)
-    work = [SELECTORS[method].planned(len(layers), budget) * len(samples) for method, budget in planned]
+    work = [SELECTORS[method].planned(len(units), budget) * len(samples) for method, budget in planned]
     meter.total = sum(work) + checks
-    base = recipe.config.replace(full_layers=())
-    rows = _references(scorer, held_out, base, len(layers))
+    rows = _references(scorer, held_out, base, Problem(scorer, base, settings.unit).full_layers(units))
     plans: dict[str, LayerPlan] = {}
     for (method, budget), passes in zip(planned, work, strict=True):
         before = meter.done
-        problem = Problem(scorer, recipe.config)
+        problem = Problem(scorer, recipe.config, settings.unit)
         choice = SELECTORS[method].select(problem, budget)
-        config = problem.with_full(choice.layers)
+        config = problem.with_full(choice.chosen)
         (calibrated,) = scorer.score([config])
         meter.done = before + passes  # what was planned is an estimate
         (measured,) = held_out.measure([config], f"{method}, {budget} full: held-out samples")
-        row = {"method": method, "full_layers": len(choice.layers)} | _row(choice, calibrated, measured)
-        rows.append(row)
-        plans[f"{method}-{budget}"] = plan = LayerPlan(
+        row: dict[str, Any] = {"method": method, "full_layers": problem.full_layers(choice.chosen)}
+        rows.append(row | _row(choice, calibrated, measured))
+        name_of_plan = f"{method}-{budget}" if settings.unit == "layers" else f"{method}-heads-{budget}"
+        plans[name_of_plan] = plan = LayerPlan(
             config=config,
-            layers=choice.layers,
+            layers=config.full_layer_numbers(model.config.get_text_config().num_hidden_layers),
             scores=choice.scores,
             method=method,
             budget=budget,
@@ -211,23 +217,30 @@ def select(
             model=name,
             model_revision=revision,
             measured={
+                "full_layers": row["full_layers"],
                 "calibration_nll": calibrated.nll,
                 "calibration_accuracy": calibrated.accuracy,
                 **measured,
             },
             passes=choice.passes,
             seconds=round(choice.seconds, 1),
+            unit=settings.unit,
         )
-        plan.save(folder / f"{method}-{budget}.json")
+        plan.save(folder / f"{name_of_plan}.json")
+        # With every plan, so that a run that is cut short leaves what it has.
+        _write_curve(folder, rows)
+    return Selection(plans, rows)
+
+
+def _write_curve(folder: Path, rows: list[dict[str, Any]]) -> None:
     full = rows[0].get("accuracy")
     for row in rows:
         if full is not None:
             row["accuracy_ratio"] = row["accuracy"] / full if full else None
     write_csv(folder / "curve.csv", rows)
-    return Selection(plans, rows)
 
 
-def _references(scorer: Scorer, held_out: HeldOut, base: SWAAConfig, layers: int) -> list[dict[str, Any]]:
+def _references(scorer: Scorer, held_out: HeldOut, base: SWAAConfig, layers: float) -> list[dict[str, Any]]:
     """Return the rows of full attention and of no full layer."""
     configs = [SWAAConfig(), base]
     scores = scorer.score(configs, text="full attention, and no full layer")
@@ -238,7 +251,7 @@ def _references(scorer: Scorer, held_out: HeldOut, base: SWAAConfig, layers: int
 
 def _row(choice: Choice, calibrated: Score, measured: dict[str, Any]) -> dict[str, Any]:
     return {
-        "layers": " ".join(map(str, choice.layers)),
+        "layers": " ".join(map(unit_name, choice.chosen)),
         "calibration_nll": calibrated.nll,
         "calibration_accuracy": calibrated.accuracy,
         **measured,

@@ -1,16 +1,17 @@
 """Local search: from the best of several starts, exchange single layers as long as that helps.
 
 Forward selection never takes a layer back, though the one it took first may have become useless (floating search,
-Pudil et al. 1994), and it is blind where two layers help only together. The search here starts
-from the best of three sets (NLL lost, NLL won, raced forward selection) and then swaps: it removes the layer that is
+Pudil et al. 1994), and it is blind where two layers help only together. The search here starts from the best set of
+four methods (NLL lost, NLL won, forward selection, backward elimination) and then swaps: it removes the layer that is
 missed least and adds the best other one. Races on a quarter of the samples pay for it.
 """
 
 from dataclasses import dataclass
 
+from swaa.select.backward import Backward, missed
 from swaa.select.greedy import Greedy, best_sets
 from swaa.select.nll import Nll
-from swaa.select.problem import Choice, Problem, highest
+from swaa.select.problem import Choice, Problem, highest, in_order, lowest
 
 # Removals that are tried in a round, the least missed first.
 _REMOVALS = 3
@@ -37,32 +38,29 @@ class Swap:
     def select(self, problem: Problem, budget: int) -> Choice:
         """See `Selector.select`."""
         won = Nll(won=True).scores(problem)
-        if not 0 < budget < len(problem.layers):
-            return problem.choice(problem.layers[:budget], won)
-        starts = [highest(won, budget), highest(Nll().scores(problem), budget)]
-        starts.append(Greedy(race=True).select(problem, budget).layers)
+        if not 0 < budget < len(problem.units):
+            return problem.choice(problem.units[:budget], won)
+        starts = [highest(won, budget)]
+        starts += [selector.select(problem, budget).chosen for selector in (Nll(), Greedy(), Backward())]
         nlls = problem.nll(starts, text="swap, starts")
         best = min(nlls)
         chosen = starts[nlls.index(best)]
         for number in range(self.rounds):
             text = f"swap, round {number + 1}"
-            shorter = {layer: tuple(x for x in chosen if x != layer) for layer in chosen}
-            without = dict(zip(shorter, problem.nll(list(shorter.values()), text=text), strict=True))
-            for layer in sorted(without, key=lambda layer: (without[layer], layer))[:_REMOVALS]:
-                others = (x for x in problem.layers if x not in chosen)
-                swapped = {other: tuple(sorted((*shorter[layer], other))) for other in others}
+            for unit in lowest(missed(problem, chosen, text=text))[:_REMOVALS]:
+                others = [other for other in problem.units if other not in chosen]
+                swapped = {other: in_order({*chosen, other} - {unit}) for other in others}
                 found = best_sets(problem, swapped, race=True, text=text)
-                taken = min(found, key=lambda other: (found[other], other))
+                taken = lowest(found)[0]
                 if found[taken] < best:
                     best, chosen = found[taken], swapped[taken]
                     break
             else:
                 break
-        shorter = {layer: tuple(x for x in chosen if x != layer) for layer in chosen}
-        without = dict(zip(shorter, problem.nll(list(shorter.values()), text="swap, scores"), strict=True))
-        return problem.choice(chosen, won | {layer: nll - best for layer, nll in without.items()})
+        return problem.choice(chosen, won | missed(problem, chosen, text="swap, scores"))
 
-    def planned(self, layers: int, budget: int) -> int:
+    def planned(self, units: int, budget: int) -> int:
         """See `Selector.planned`: about two exchanges."""
-        race = (layers - budget) // 2
-        return 2 * layers + Greedy(race=True).planned(layers, budget) + 3 * (budget + 2 * race)
+        race = (units - budget) // 2
+        starts = (Nll(won=True), Nll(), Greedy(), Backward())
+        return sum(start.planned(units, budget) for start in starts) + 3 * (budget + 2 * race)

@@ -9,6 +9,17 @@ LOG2E = tl.constexpr(1.4426950408889634)
 
 
 @triton.jit
+def after_previous(PDL: tl.constexpr):
+    """Wait for the kernel before this one, which started early (programmatic dependent launch), and let the next start.
+
+    The next one waits in its turn, so results pass on in order: what is saved is the time of the launches.
+    """
+    if PDL:
+        tl.extra.cuda.gdc_wait()
+        tl.extra.cuda.gdc_launch_dependents()
+
+
+@triton.jit
 def load_rows(QUERY_RANK, START_RANK, DENSE, batch, row, rows, past, dense_start, dense_stop, PLAIN: tl.constexpr):
     """Return rank, first rank of the segment and dense flag of query rows: computed, or read under padding."""
     if PLAIN:

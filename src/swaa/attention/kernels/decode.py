@@ -6,7 +6,7 @@ All query heads of a KV head sit in one tile, so a key is read once for all of t
 import triton
 import triton.language as tl
 
-from swaa.attention.kernels.common import LOG2E, MASKED, load_keys, load_rows, logits, sees
+from swaa.attention.kernels.common import LOG2E, MASKED, after_previous, load_keys, load_rows, logits, sees
 
 
 @triton.jit
@@ -16,11 +16,13 @@ def split(
     kv_heads, groups, rows, keys, past, slots, released, dense_start, dense_stop, window, sinks, scale, softcap,
     DIM: tl.constexpr, PAD: tl.constexpr, VDIM: tl.constexpr, VPAD: tl.constexpr, ROWS: tl.constexpr,
     KEYS: tl.constexpr, PLAIN: tl.constexpr, SOFTCAP: tl.constexpr, PRECISION: tl.constexpr,
+    PDL: tl.constexpr,
 ):  # fmt: skip
     """Grid `(splits, batch * kv_heads)`. Line `row * groups + g` of a tile is head `kv_head * groups + g` of a row.
 
     PART `[batch * kv_heads, splits, ROWS, VDIM]`, PART_TOP and PART_NORM `[batch * kv_heads, splits, ROWS]`, float32.
     """
+    after_previous(PDL)
     part, splits = tl.program_id(0), tl.num_programs(0)
     batch, kv_head = tl.program_id(1) // kv_heads, tl.program_id(1) % kv_heads
     wide, head = batch.to(tl.int64), kv_head.to(tl.int64)
@@ -72,9 +74,10 @@ def split(
 @triton.jit
 def merge(
     PART, PART_TOP, PART_NORM, OUT, AUX, kv_heads, groups, rows, splits, LINES: tl.constexpr, VDIM: tl.constexpr,
-    VPAD: tl.constexpr, SPLITS: tl.constexpr, HAS_AUX: tl.constexpr,
+    VPAD: tl.constexpr, SPLITS: tl.constexpr, HAS_AUX: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     """Merge the parts by their log-sum-exp. Grid `(batch * kv_heads, rows * groups)`; OUT as in `forward`."""
+    after_previous(PDL)
     which, line = tl.program_id(0), tl.program_id(1)
     batch, head = which // kv_heads, which % kv_heads * groups + line % groups
     part, value_dim = tl.arange(0, SPLITS), tl.arange(0, VPAD)
@@ -102,12 +105,13 @@ def merge(
 def write_slot(
     NEW_KEY, NEW_VALUE, KEYS, VALUES, SLOT, COLUMN, PADDING, new_batch, new_head, new_value_batch, new_value_head,
     batch_stride, head_stride, value_batch_stride, value_head_stride, kv_heads, sinks, DIM: tl.constexpr,
-    PAD: tl.constexpr, VDIM: tl.constexpr, VPAD: tl.constexpr,
+    PAD: tl.constexpr, VDIM: tl.constexpr, VPAD: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     """Write one token's keys and values into the slot that SLOT holds, a sink into its own slot too.
 
     Grid `(batch * kv_heads,)`. SLOT and COLUMN hold one number, PADDING `[batch]` the columns before the first token.
     """
+    after_previous(PDL)
     which, head = tl.program_id(0) // kv_heads, tl.program_id(0) % kv_heads
     batch = which.to(tl.int64)
     slot = tl.load(SLOT).to(tl.int64)

@@ -91,7 +91,7 @@ def forward(
     norm = tl.zeros([ROWS], tl.float32)
     top = tl.full([ROWS], MASKED, tl.float32)
     if HAS_AUX:
-        top += tl.load(AUX + head).to(tl.float32) * LOG2E - MASKED
+        top = tl.zeros([ROWS], tl.float32) + tl.load(AUX + head).to(tl.float32) * LOG2E
         norm += 1.0
     total, norm, top = _attend(
         total, norm, top, query, K, V, KEY_RANK, batch, sink_start, sink_stop, sink_stop, rank, start, dense, k_row,
