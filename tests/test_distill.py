@@ -165,8 +165,12 @@ def test_folders_of_other_runs_are_refused(prompts, tmp_path):
 
 
 def test_what_a_teacher_cannot_answer(tmp_path, prompts):
-    with pytest.raises(ValueError, match=r"row 2 has \d+ tokens, and with an answer of 12 more than the 512"):
-        distill(read(tmp_path, [{"prompt": "a"}, {"prompt": "b" * 500}]), teacher(), tmp_path / "out", SHORT)
+    mixed = read(tmp_path, [{"prompt": "a"}, {"prompt": "b" * 500}])
+    counts = distill(mixed, teacher(), tmp_path / "out", SHORT, Filters(()))["counts"]
+    assert (counts["answers"], counts["rejected"]["length"]) == (4, 2)
+    assert [row["row"] for row in table(tmp_path / "out", "rejected")] == [1, 1]
+    with pytest.raises(ValueError, match=r"has \d+ tokens, and with an answer of 12 more than the 512"):
+        distill(mixed[1:], teacher(), tmp_path / "long", SHORT)
     model = swaa.adapt(tiny_model(vocab_size=len(VOCABULARY)), swaa.SWAAConfig(window=4))
     with pytest.raises(ValueError, match="the teacher is adapted"):
         teacher(model=model)

@@ -11,7 +11,7 @@ from swaa.models import DEFAULT_MODEL
 
 _ANSWERS, _FILTERS, _PLACE = "Answers", "Filters", "Where"
 _REASONS = {
-    "length": "not finished in {max_new_tokens} tokens, or shorter than {min_tokens}",
+    "length": "not finished in {max_new_tokens} tokens (or no room for them), or shorter than {min_tokens}",
     "exact": "another answer than the right one",
     "judge": "not right to the judge, or not clearly",
 }
