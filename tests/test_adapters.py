@@ -9,10 +9,10 @@ from typer.testing import CliRunner
 
 import swaa
 from families import tiny_model
-from swaa.adapters import read_adapter
+from swaa.adapters import add_adapter, read_adapter
 from swaa.cli import app
 from swaa.evaluate import perplexity, score_answers
-from swaa.models import ModelError, add_adapter, load_model
+from swaa.models import ModelError, load_model
 from swaa.prose import prose
 from swaa.tasks import TASKS
 from swaa.train import Lora, Objective, TrainSettings, fine_tune, make_examples

@@ -1,14 +1,19 @@
-"""Trained adapters by their folders: the adaptation that each was trained under, and how it was trained."""
+"""PEFT adapters by their folders: their model, the adaptation that each was trained under, and how it was trained."""
 
 import json
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
 
 from swaa.config import SWAAConfig
-from swaa.models import ModelError, adapter_base
+from swaa.models import ModelError, first_line, load_model
 from swaa.recipes import Recipe
-from swaa.storage import ADAPTATION_FILE, stored_adaptation
 
+PEFT_FILE = "adapter_config.json"
+# PEFT's own file drops what it does not know, so the adaptation lies in a file beside it.
+ADAPTATION_FILE = "swaa_config.json"
 _RECORD = "train.json"
 
 
@@ -60,6 +65,73 @@ def read_adapter(path: str | Path) -> Adapter:
     if stored is None:
         raise ModelError(f"{path} stores no adaptation: {ADAPTATION_FILE} is missing")
     return Adapter(path, base, SWAAConfig.from_dict(stored), _training(path))
+
+
+def adapter_base(path: str | Path) -> str | None:
+    """Return the name of the model that the PEFT adapter in a local folder belongs to, None if there is no adapter.
+
+    Raises:
+        ModelError: the adapter does not tell.
+    """
+    file = Path(path) / PEFT_FILE
+    if not file.is_file():
+        return None
+    base = json.loads(file.read_text(encoding="utf-8")).get("base_model_name_or_path")
+    if not base:
+        raise ModelError(f"{file} does not name its model: put it there as base_model_name_or_path")
+    return str(base)
+
+
+def add_adapter(model: Any, path: str | Path, name: str = "default") -> Any:
+    """Load a PEFT adapter onto a model that may have others already.
+
+    Args:
+        model: a model of transformers, or a `PeftModel`.
+        path: folder of the adapter.
+        name: what PEFT calls it; no dots.
+
+    Returns:
+        the `PeftModel`, in eval mode.
+
+    Raises:
+        ModelError: PEFT is not installed, or the adapter does not fit.
+    """
+    try:
+        from peft import PeftModel
+    except ModuleNotFoundError as error:
+        raise ModelError("an adapter needs peft: pip install 'swaa[peft]'") from error
+    try:
+        if isinstance(model, PeftModel):
+            model.load_adapter(str(path), adapter_name=name)
+        else:
+            model = PeftModel.from_pretrained(model, str(path), adapter_name=name)
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+        raise ModelError(f"cannot load the adapter {str(path)!r}: {first_line(error)}") from error
+    return model.eval()
+
+
+def load_with_adapter(path: Path, **options: Any) -> tuple[Any, Any]:
+    """Load an adapter's model with the adapter on it, and the tokenizer beside the adapter, or the model's.
+
+    Args:
+        path: folder of the adapter.
+        **options: of `swaa.models.load_model`.
+
+    Raises:
+        ModelError: the model or the adapter cannot be loaded.
+    """
+    from transformers import AutoTokenizer
+
+    model, tokenizer = load_model(str(adapter_base(path)), **options)
+    if (path / "tokenizer_config.json").is_file():
+        tokenizer = AutoTokenizer.from_pretrained(path)
+    return add_adapter(model, path), tokenizer
+
+
+def stored_adaptation(folder: str | Path) -> dict[str, Any] | None:
+    """Read the adaptation beside an adapter in a local folder, None if there is none."""
+    file = Path(folder) / ADAPTATION_FILE
+    return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else None
 
 
 def _training(path: Path) -> str:

@@ -16,18 +16,14 @@ from swaa.adapting import adaptation, parts
 from swaa.forward import AdaptError, attention
 
 ModelT = TypeVar("ModelT", bound=nn.Module)
-# Inductor's options for products with a single row, which only read the weights: kernels of its own for them, in one
-# launch where they share their input (query, key and value; gate and up), their shapes searched widely, each started
+# Inductor's options for a single token, where launches count: kernels that are independent in one launch, each started
 # while the one before it ends.
-_TUNED = {
-    "coordinate_descent_tuning": True,
-    "max_autotune_pointwise": True,
-    "combo_kernels": True,
-    "triton.enable_pdl": True,
-}
+_SHORT = {"combo_kernels": True, "triton.enable_pdl": True}
 
 
-def compile_layers(model: ModelT, *, backend: str | Callable[..., Any] = "inductor", tune: bool = False) -> ModelT:
+def compile_layers(
+    model: ModelT, *, backend: str | Callable[..., Any] = "inductor", single_token: bool = False
+) -> ModelT:
     """Compile the decoder layers, the last norm and the LM head of an adapted model; `restore` takes it off again.
 
     Compilation happens in the first passes (about half a minute on a GPU, once for prompts and once for single tokens)
@@ -36,8 +32,8 @@ def compile_layers(model: ModelT, *, backend: str | Callable[..., Any] = "induct
     Args:
         model: an adapted model.
         backend: of `torch.compile`.
-        tune: let Inductor try out the shapes of its kernels, and compute products with a single row by kernels of its
-            own, which read the weights faster: for decoding.
+        single_token: for passes of one token: linear layers are computed by `swaa.gemv`; Inductor compiles the rest,
+            whatever `backend` says.
 
     Returns:
         The same model.
@@ -51,9 +47,12 @@ def compile_layers(model: ModelT, *, backend: str | Callable[..., Any] = "induct
     _, decoder = parts(model)
     # The description of a pass is plain Python that changes with every pass: nothing to trace.
     AttentionInterface.register(decoder.config._attn_implementation, torch.compiler.disable(attention))
-    options: Any = _TUNED if tune and backend == "inductor" else None
+    if single_token:
+        from swaa import gemv
+
+        backend = gemv.backend(_SHORT)
     for module in _modules(model):
-        module.compile(dynamic=True, backend=backend, options=options)
+        module.compile(dynamic=True, backend=backend)
         assert module._compiled_call_impl is not None
         module._compiled_call_impl = _Shared(module._compiled_call_impl)
     state.compiled = True

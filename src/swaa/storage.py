@@ -7,12 +7,10 @@ from typing import Any, Literal
 from transformers import AutoModelForCausalLM, PreTrainedModel
 from transformers.utils import cached_file
 
+from swaa.adapters import ADAPTATION_FILE, PEFT_FILE
 from swaa.adapting import adapt, adaptation
 from swaa.config import ConfigError, SWAAConfig
-from swaa.models import DEFAULT_MODEL, PEFT_FILE, default_model_path
-
-# PEFT's own adapter_config.json drops what it does not know, so the adaptation lies in a file beside it.
-ADAPTATION_FILE = "swaa_config.json"
+from swaa.models import DEFAULT_MODEL, default_model_path
 
 
 def save(model: Any, path: str | Path, *, state_dict: dict[str, Any] | None = None) -> None:
@@ -71,12 +69,6 @@ def load(
             raise ConfigError(f"{name} stores no adaptation: pass config=SWAAConfig(..)")
         config = SWAAConfig.from_dict(stored)
     return adapt(model, config, original_up_to=original_up_to)
-
-
-def stored_adaptation(folder: str | Path) -> dict[str, Any] | None:
-    """Read the adaptation beside an adapter in a local folder, None if there is none."""
-    file = Path(folder) / ADAPTATION_FILE
-    return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else None
 
 
 def _load_adapter(name: str | Path, hub: dict[str, Any], kwargs: dict[str, Any]) -> Any:

@@ -5,6 +5,7 @@ from typing import Annotated, Any
 
 import typer
 
+from swaa.cli.bench_train import train
 from swaa.cli.benching import (
     BackendOption,
     BatchesOption,
@@ -22,6 +23,7 @@ from swaa.cli.benching import (
     WarmupOption,
     WindowOption,
     check_lengths,
+    chosen_recipes,
     names,
     run,
     subject,
@@ -168,7 +170,7 @@ def prefill(
     effort = Effort(repeats, seconds, warmup)
     found = subject(model, config, device, dtype)
     settings = measured.Settings(
-        _recipes(found, recipes, window, sinks, backend),
+        chosen_recipes(found, recipes, window, sinks, backend),
         lengths or found.default_lengths(),
         batches,
         (False, True) if compiled is None else (compiled,),
@@ -227,7 +229,7 @@ def decode(
 
     found = subject(model, config, device, dtype)
     settings = measured.Settings(
-        _recipes(found, recipes, window, sinks, backend),
+        chosen_recipes(found, recipes, window, sinks, backend),
         lengths or found.default_lengths(),
         batches,
         new_tokens,
@@ -273,7 +275,7 @@ def memory(
 
     found = subject(model, config, device, dtype)
     settings = measured.Settings(
-        _recipes(found, recipes, window, sinks, backend), lengths or found.default_lengths(), batches
+        chosen_recipes(found, recipes, window, sinks, backend), lengths or found.default_lengths(), batches
     )
     check_lengths(found, settings.lengths)
     run(
@@ -286,92 +288,4 @@ def memory(
     )
 
 
-@app.command()
-def train(
-    model: ModelOption = None,
-    config: ConfigOption = None,
-    recipes: Annotated[
-        str,
-        typer.Option(
-            "--recipes",
-            "-r",
-            metavar="NAMES",
-            help="Comma list of recipe names and files; the first one with FA decode is the one of `two-calls`.",
-        ),
-    ] = "sinks-fa-decode,sinks-odd-fa-decode",
-    lengths: LengthsOption = None,
-    batches: BatchesOption = "1",
-    window: WindowOption = None,
-    sinks: SinksOption = None,
-    backend: BackendOption = None,
-    answer: Annotated[
-        Any,
-        typer.Option(
-            parser=positive_tokens, metavar="TOKENS", help="Of a sample, its trained tokens, as in `--answer 1k`."
-        ),
-    ] = 512,
-    gradient_checkpointing: Annotated[
-        bool, typer.Option("--gradient-checkpointing/--no-gradient-checkpointing", help="Compute the layers twice.")
-    ] = True,
-    baselines: Annotated[
-        str | None,
-        typer.Option(
-            metavar="NAMES",
-            help="Comma list: `sdpa-flash-full` and `sdpa-cudnn-full` (the unadapted model), `two-calls` (the "
-            "reference's way, prompt and answer by themselves), `two-calls-flash-attn-4` (without sinks). Default: "
-            "all.",
-        ),
-    ] = None,
-    device: DeviceOption = "auto",
-    dtype: DtypeOption = "auto",
-    repeats: RepeatsOption = 3,
-    seconds: SecondsOption = 0.3,
-    warmup: WarmupOption = 1,
-    output_folder: OutputOption = _RESULTS,
-    as_json: JsonOption = False,
-) -> None:
-    """Time a step of fine-tuning by LoRA (forward, backward, AdamW), beside full attention and the reference's way.
-
-    Examples:
-
-    - `swaa bench train --config qwen3-4b --lengths 8k,32k --window 2k --sinks 128`
-
-    - `swaa bench train -c smollm2-135m -n 512,1k --window 128 --answer 64 --repeats 1`
-    """
-    from swaa.bench import train as measured
-    from swaa.bench.timing import Effort
-
-    effort = Effort(repeats, seconds, warmup)
-    found = subject(model, config, device, dtype)
-    settings = measured.Settings(
-        _recipes(found, recipes, window, sinks, backend),
-        lengths or found.default_lengths(),
-        batches,
-        answer,
-        gradient_checkpointing,
-        tuple(measured.BASELINES) if baselines is None else names(baselines),
-    )
-    check_lengths(found, settings.lengths)
-    run(
-        measured,
-        found,
-        settings,
-        lambda floors, announce: measured.rows(found.load(), settings, floors, effort, announce),
-        base=output_folder,
-        as_json=as_json,
-        more={"effort": vars(effort)},
-    )
-
-
-def _recipes(found: Any, recipes: str | None, window: int | None, sinks: int | None, backend: str | None) -> Any:
-    """Load the recipes, and check that each fits the model before its weights are there."""
-    from swaa.adapting import head_dim, plan_layers
-    from swaa.attention import select_backend
-    from swaa.bench.models import choose_recipes
-
-    chosen = choose_recipes(None if recipes is None else names(recipes), window=window, sinks=sinks, backend=backend)
-    text = found.config.get_text_config()
-    for recipe in chosen:
-        plan_layers(text, recipe.config)
-        select_backend(recipe.config.backend, found.device, found.dtype, head_dim(text))
-    return tuple(chosen)
+app.command()(train)

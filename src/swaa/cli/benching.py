@@ -164,6 +164,22 @@ def check_lengths(subject: Subject, wanted: Sequence[int]) -> None:
         warn(f"{max(wanted)} tokens are more than the {limit} positions that the model was trained on")
 
 
+def chosen_recipes(
+    found: Subject, recipes: str | None, window: int | None, sinks: int | None, backend: str | None
+) -> Any:
+    """Load the recipes, and check that each fits the model before its weights are there."""
+    from swaa.adapting import head_dim, plan_layers
+    from swaa.attention import select_backend
+    from swaa.bench.models import choose_recipes
+
+    chosen = choose_recipes(None if recipes is None else names(recipes), window=window, sinks=sinks, backend=backend)
+    text = found.config.get_text_config()
+    for recipe in chosen:
+        plan_layers(text, recipe.config)
+        select_backend(recipe.config.backend, found.device, found.dtype, head_dim(text))
+    return tuple(chosen)
+
+
 def run(
     measured: Any,
     subject: Subject,

@@ -88,10 +88,10 @@ def compare(
     - `swaa compare --adapter adapters/first --length 2k`
     - `swaa compare -m Qwen/Qwen3-4B-Instruct-2507 -r paper-instruct,mine.yaml --length 32k --batch-size 4`
     """
-    from swaa.adapters import read_adapter
+    from swaa.adapters import add_adapter, read_adapter
     from swaa.compare import Settings, check_names, choose_recipes, steps
     from swaa.compare import compare as run
-    from swaa.models import add_adapter, load_model, quiet_transformers
+    from swaa.models import load_model, quiet_transformers
     from swaa.results import new_folder
 
     settings = Settings(task, length, samples, seed, scoring, batch_size)

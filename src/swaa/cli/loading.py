@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from swaa.models import DEFAULT_MODEL, ModelError, adapter_base, default_model_path, quiet_transformers
+from swaa.models import DEFAULT_MODEL, ModelError, default_model_path, quiet_transformers
 from swaa.registry import suggestion
 
 
@@ -19,9 +19,9 @@ def load_config(name: str) -> Any:
     from transformers import AutoConfig
 
     path = default_model_path() if name == DEFAULT_MODEL else Path(name).expanduser()
-    if (base := adapter_base(path)) is not None:
-        from swaa.storage import stored_adaptation
+    from swaa.adapters import adapter_base, stored_adaptation
 
+    if (base := adapter_base(path)) is not None:
         config = load_config(base)
         if (stored := stored_adaptation(path)) is not None:
             config.swaa = stored

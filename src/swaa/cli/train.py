@@ -220,16 +220,16 @@ def train(
 
     - `swaa train -r sinks-fa-decode --window 256 -d answers.jsonl -o adapters/first --needles 20`
     - `swaa train -m Qwen/Qwen3-4B -r sinks-fa-decode -d me/answers --pack 32k --gradient-checkpointing -o adapters/q`
-    - `swaa train -r plan.json -d chats.parquet --eval-data held-out.parquet --eval-steps 50 --rank 64 -o adapters/chat`
-    - `swaa train -r sinks-fa-decode -d answers-and-prose.jsonl --loss sft+kl --pack 8k -o adapters/kl`
+    - `swaa train -r plan.json -d chats.parquet --eval-data held-out.parquet --rank 64 --loss sft+kl -o adapters/chat`
     - `accelerate launch --num_processes 8 -m swaa.cli train -r sinks-fa-decode -d me/answers --full -o models/full`
     """
     import torch
 
+    from swaa.adapters import adapter_base
     from swaa.adapting import adapt, plan_layers
     from swaa.cli.loading import load_config
     from swaa.config import SWAAConfig
-    from swaa.models import adapter_base, load_model, loading_options, quiet_transformers
+    from swaa.models import load_model, loading_options, quiet_transformers
     from swaa.runs.parallel import joined
     from swaa.tasks import TASKS
     from swaa.train import Lora, Objective, TrainSettings, fine_tune, make_examples, read_data

@@ -7,8 +7,8 @@ from typing import Any
 
 import torch
 
+from swaa.adapters import PEFT_FILE
 from swaa.adapting import parts
-from swaa.models import PEFT_FILE
 from swaa.registry import suggestion
 from swaa.storage import load, save
 

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
+from swaa.adapters import ADAPTATION_FILE
 from swaa.adapting import adaptation
 from swaa.evaluate import score_answers
-from swaa.storage import ADAPTATION_FILE
 from swaa.tasks import Sample
 from swaa.train.collator import Collator
 from swaa.train.data import Example
