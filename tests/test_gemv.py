@@ -1,5 +1,10 @@
 """Linear layers on a single row: the kernel (in Triton's interpreter), and where it is put into a graph."""
 
+import os
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 import torch
 from torch import nn
@@ -91,3 +96,10 @@ def test_a_model_computes_the_same_tokens():
     wanted = model.generate(ids, max_new_tokens=6, do_sample=False)
     swaa.compile_layers(model, single_token=True)
     assert torch.equal(model.generate(ids, max_new_tokens=6, do_sample=False), wanted)
+
+
+def test_kernels_compile_for_hopper_and_wait_in_time():
+    command = [sys.executable, str(Path(__file__).parent / "compile_kernels.py")]
+    run = subprocess.run(command, env=os.environ | {"TRITON_INTERPRET": "0"}, capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr
+    assert run.stdout.split() == ["split", "merge", "write_slot", "gemv,", "describe_slots"]
