@@ -41,7 +41,8 @@ def main():
         assert "griddepcontrol.wait" in code
         assert "griddepcontrol.launch_dependents" in code
         before = code.partition("griddepcontrol.wait")[0]
-        assert "ld.global" not in before and "st.global" not in before, f"{kernel.__name__} reads or writes too early"
+        assert "ld.global" not in before, f"{kernel.__name__} reads too early"
+        assert "st.global" not in before, f"{kernel.__name__} writes too early"
         print(kernel.__name__)
     compiled(decode.describe_slots, DENSE=True)
     print("gemv, describe_slots")
