@@ -15,6 +15,9 @@ from swaa.attention.launch import early_start
 from swaa.attention.triton import unavailable
 
 _LINEAR = (torch.nn.functional.linear, torch._C._nn.linear)
+# Options for a single token, where launches count: kernels that are independent in one launch, each started while the
+# one before it ends.
+_SHORT = {"combo_kernels": True, "triton.enable_pdl": True}
 # Matrices that one launch of the kernel takes.
 _MOST = 3
 
@@ -73,14 +76,9 @@ def rewrite(graph: GraphModule) -> int:
     return sum(map(len, groups.values()))
 
 
-def backend(options: dict[str, Any]) -> Any:
-    """Return a backend of `torch.compile`: Inductor with these options, after `rewrite`."""
-
-    def compiled(graph: GraphModule, inputs: list[Any]) -> Any:
-        rewrite(graph)
-        return torch._inductor.compile(graph, inputs, options=options)
-
-    return compiled
+def inductor(graph: GraphModule, inputs: list[Any]) -> Any:
+    """Compile by Inductor, after `rewrite`: a backend of `torch.compile`."""
+    return torch._inductor.compile(graph, inputs, options=_SHORT if rewrite(graph) else {})
 
 
 def _operands(node: Node) -> tuple[Any, Any, Any]:
