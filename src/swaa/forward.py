@@ -25,6 +25,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS, AttentionInterf
 from swaa.attention import Backend, backend
 from swaa.attention.heads import attend_by_heads, divide
 from swaa.cache import HeadsLayer, SinkWindowLayer, StaticSinkWindowLayer, announce, install, stop_recording
+from swaa.cache.naming import given_cache, put_cache, returned_cache
 from swaa.cache.slots import DecodeCache, SlotLayer
 from swaa.config import ConfigError, LayerRule, SWAAConfig
 from swaa.cost import releases
@@ -155,7 +156,7 @@ def before_forward(decoder: nn.Module, args: tuple, kwargs: dict[str, Any]) -> t
             "an adapted model builds its own masks and takes a 2-D attention_mask (padding) only: pass dense_rows or "
             "prompt_length to say which rows see everything, or restore the model to use a 4-D mask"
         )
-    cache = kwargs.get("past_key_values")
+    cache = given_cache(kwargs)
     attend = backend(state.config.backend)
     if isinstance(cache, DecodeCache):
         cache.begin(state.rules)
@@ -169,7 +170,8 @@ def before_forward(decoder: nn.Module, args: tuple, kwargs: dict[str, Any]) -> t
             raise ValueError("full_attention is for a forward call without a cache: pass use_cache=False")
         rules = tuple(None if rule is None else LayerRule() for rule in rules)
     if cache is None and _makes_cache(decoder, state, kwargs):
-        cache = kwargs["past_key_values"] = DynamicCache(config=config)
+        cache = DynamicCache(config=config)
+        put_cache(kwargs, cache)
     past = int(cache.get_seq_length()) if cache is not None else 0
     limit = getattr(config, "max_position_embeddings", None)
     if limit and past <= limit < past + rows:
@@ -222,10 +224,10 @@ def before_forward(decoder: nn.Module, args: tuple, kwargs: dict[str, Any]) -> t
 
 def after_forward(decoder: nn.Module, args: tuple, kwargs: dict[str, Any], output: Any) -> None:
     """Let the cache remember where its prompt ended, so that a hand-written loop can go on."""
-    used = kwargs.get("past_key_values")
+    used = given_cache(kwargs)
     if used is not None:
         vars(used).pop("update", None)
-    cache = getattr(output, "past_key_values", None)
+    cache = returned_cache(output)
     if cache is not None and "swaa" in kwargs:
         setattr(cache, _CACHE_PROMPT_END, kwargs["swaa"].prompt_end)
 
@@ -245,7 +247,7 @@ def _makes_cache(decoder: Any, state: Adaptation, kwargs: dict[str, Any]) -> boo
 def _uses_cache(decoder: Any, kwargs: dict[str, Any]) -> bool:
     wanted = kwargs.get("use_cache")
     wanted = getattr(decoder.config, "use_cache", False) if wanted is None else wanted
-    return bool(wanted) or kwargs.get("past_key_values") is not None
+    return bool(wanted) or given_cache(kwargs) is not None
 
 
 def _check_dense_rows(state: Adaptation, prompt_length: int | Tensor | None) -> None:

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from transformers import Cache
 
 from swaa.adapting import adaptation, attach, detach
+from swaa.cache.naming import given_cache, returned_cache
 from swaa.forward import Adaptation, prompt_tokens
 
 # Attributes on the caches of others carry the project's name.
@@ -67,7 +68,7 @@ def is_left_to_the_original(state: Adaptation, inputs: Tensor | None, kwargs: di
     """
     if not state.original_up_to:
         return False
-    cache, mask = kwargs.get("past_key_values"), kwargs.get("attention_mask")
+    cache, mask = given_cache(kwargs), kwargs.get("attention_mask")
     if cache is not None and cache.get_seq_length():
         return bool(getattr(cache, _CACHE_OF_THE_ORIGINAL, False))
     if mask is not None and mask.ndim == 2:
@@ -81,12 +82,12 @@ def generate_switched_off(model: Any, *args: Any, **kwargs: Any) -> Any:
     Raises:
         ValueError: the cache is empty, but was made ready by the adapted model.
     """
-    cache = kwargs.get("past_key_values")
+    cache = given_cache(kwargs)
     if any(type(layer).__module__.startswith("swaa.") for layer in getattr(cache, "layers", ())):
         raise ValueError("the adapted model has made this cache its own, and the original answers here: pass a new one")
     with switched_off(model):
         output = model.generate(*args, **kwargs)
-    for used in (cache, getattr(output, "past_key_values", None)):
+    for used in (cache, returned_cache(output)):
         if isinstance(used, Cache):
             setattr(used, _CACHE_OF_THE_ORIGINAL, True)
     return output
