@@ -12,8 +12,9 @@ import torch
 from torch import nn
 from transformers.modeling_utils import AttentionInterface
 
-from swaa.adapting import adaptation, parts
-from swaa.forward import AdaptError, attention
+from swaa.attaching import adaptation, parts
+from swaa.dispatch import attention
+from swaa.state import AdaptError
 
 ModelT = TypeVar("ModelT", bound=nn.Module)
 # Inductor's options for a single token, where launches count: kernels that are independent in one launch, each started

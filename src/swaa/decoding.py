@@ -15,12 +15,12 @@ from torch import Tensor
 from transformers import Cache, PreTrainedModel
 from transformers.generation import GenerateDecoderOnlyOutput
 
-from swaa.adapting import head_dim
 from swaa.attention.triton import unavailable
 from swaa.cache.naming import CACHE, returned_cache
 from swaa.cache.slots import DecodeCache
 from swaa.compiling import compile_layers, uncompile_layers
-from swaa.forward import Adaptation
+from swaa.cost import head_dim
+from swaa.state import Adaptation
 
 
 def why_not(model: Any, state: Adaptation, config: Any, kwargs: dict[str, Any]) -> str | None:

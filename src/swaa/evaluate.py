@@ -14,7 +14,7 @@ from torch import Tensor
 from transformers import Cache, DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.cache_utils import DynamicLayer
 
-from swaa.adapting import adaptation
+from swaa.attaching import adaptation
 from swaa.cache import HeadsLayer, announce, install
 from swaa.cache.naming import returned_cache
 from swaa.config import LayerRule

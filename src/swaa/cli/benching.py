@@ -168,9 +168,10 @@ def chosen_recipes(
     found: Subject, recipes: str | None, window: int | None, sinks: int | None, backend: str | None
 ) -> Any:
     """Load the recipes, and check that each fits the model before its weights are there."""
-    from swaa.adapting import head_dim, plan_layers
+    from swaa.adapting import plan_layers
     from swaa.attention import select_backend
     from swaa.bench.models import choose_recipes
+    from swaa.cost import head_dim
 
     chosen = choose_recipes(None if recipes is None else names(recipes), window=window, sinks=sinks, backend=backend)
     text = found.config.get_text_config()

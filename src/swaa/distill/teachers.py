@@ -97,7 +97,7 @@ class LocalTeacher:
     """
 
     def __init__(self, model: Any, tokenizer: Any, *, name: str, revision: str, batch_size: int = 8):
-        from swaa.adapting import adaptation
+        from swaa.attaching import adaptation
 
         if batch_size < 1:
             raise ValueError(f"batch_size={batch_size}: use 1 or more")
