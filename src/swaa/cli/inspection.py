@@ -12,8 +12,8 @@ from swaa.attention import select_backend
 from swaa.cli.wording import short_form
 from swaa.config import LayerRule, SWAAConfig
 from swaa.cost import active_parameters, head_dim, kv_bytes, layer_kinds, native_window, prefill_flops, relative_cost
+from swaa.errors import ModelError
 from swaa.evaluate import held_bytes
-from swaa.models import ModelError
 from swaa.recipes import Recipe
 
 
