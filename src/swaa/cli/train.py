@@ -8,6 +8,7 @@ from swaa.cli import training
 from swaa.cli.common import (
     BackendOption,
     DenseTailOption,
+    DeviceOption,
     FaDecodeLayersOption,
     FaDecodeOption,
     FullLayersOption,
@@ -15,15 +16,12 @@ from swaa.cli.common import (
     RecipeOption,
     SinksOption,
     WindowOption,
+    names,
     notes,
     resolve_recipe,
     warn,
 )
 from swaa.models import DEFAULT_MODEL
-
-
-def _names(text: str | None) -> tuple[str, ...]:
-    return tuple(name.strip() for name in (text or "").split(",") if name.strip())
 
 
 def train(
@@ -64,7 +62,7 @@ def train(
     log_steps: training.LogStepsOption = 10,
     report_to: training.ReportToOption = None,
     dtype: training.DtypeOption = "auto",
-    device: training.DeviceOption = "auto",
+    device: DeviceOption = "auto",
 ) -> None:
     """Fine-tune a model under a recipe's mask: prompt rows slide, answers are dense where the recipe has FA decode.
 
@@ -100,7 +98,7 @@ def train(
     if options["dtype"] not in (torch.bfloat16, torch.float32):
         raise ValueError(f"--dtype {dtype}: training computes in bfloat16 or float32")
     settings = TrainSettings(
-        lora=None if full else Lora(rank, alpha, rslora, _names(targets)),
+        lora=None if full else Lora(rank, alpha, rslora, names(targets)),
         objective=Objective(loss, kl_weight, temperature),
         learning_rate=learning_rate,
         epochs=epochs,
@@ -114,7 +112,7 @@ def train(
         eval_steps=eval_steps,
         save_steps=save_steps,
         log_steps=log_steps,
-        report_to=_names(report_to),
+        report_to=names(report_to),
         seed=seed,
         cpu=place.type == "cpu",
     )

@@ -5,9 +5,9 @@ from typing import Annotated, Any
 
 import typer
 
-from swaa.cli.common import positive_tokens
+from swaa.cli.common import PLACE, positive_tokens
 
-_DATA, _LORA, _STEPS, _WATCH, _PLACE = "Data", "Weights", "Steps", "Evaluation and metrics", "Where"
+_DATA, _LORA, _STEPS, _WATCH = "Data", "Weights", "Steps", "Evaluation and metrics"
 
 DataOption = Annotated[
     str,
@@ -27,7 +27,7 @@ OutputOption = Annotated[
         "-o",
         metavar="DIR",
         help="Folder for the result, as in `-o adapters/mine`; one that holds a part of the same run is continued.",
-        rich_help_panel=_PLACE,
+        rich_help_panel=PLACE,
     ),
 ]
 MaxLengthOption = Annotated[
@@ -172,9 +172,6 @@ DtypeOption = Annotated[
     typer.Option(
         metavar="NAME",
         help="To compute in: `bfloat16` or `float32`; `auto`: bfloat16 where it is fast.",
-        rich_help_panel=_PLACE,
+        rich_help_panel=PLACE,
     ),
-]
-DeviceOption = Annotated[
-    str, typer.Option(metavar="NAME", help="`cpu` or `cuda`; `auto`: CUDA if there is one.", rich_help_panel=_PLACE)
 ]
