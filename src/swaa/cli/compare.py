@@ -16,6 +16,7 @@ from swaa.cli.common import (
     output,
     token_count,
     warn,
+    warn_of_length,
 )
 from swaa.models import DEFAULT_MODEL
 
@@ -128,9 +129,7 @@ def compare(
     with quiet_transformers():
         for one in trained:
             loaded = add_adapter(loaded, one.path, one.key)
-    limit = getattr(loaded.config.get_text_config(), "max_position_embeddings", None)
-    if limit and length > limit:
-        warn(f"{length} tokens are more than the {limit} positions that the model was trained on")
+    warn_of_length(loaded.config, length)
     with quiet_transformers(), _progress() as progress:
         bars = {
             recipe.name: progress.add_task(recipe.name, total=steps(settings), start=False, right="")
