@@ -4,6 +4,7 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from swaa.adapting import plan_layers
+from swaa.cache.naming import given_cache
 from swaa.geometry import build_geometry
 from swaa.mask import oracle_head_masks
 
@@ -73,7 +74,7 @@ def reference(model, config, prompt_end=None):
     seen = {}
 
     def before_decoder(module, args, kwargs):
-        cache = kwargs.get("past_key_values")
+        cache = given_cache(kwargs)
         tokens = kwargs["input_ids"] if kwargs.get("input_ids") is not None else kwargs["inputs_embeds"]
         batch, rows = tokens.shape[:2]
         past = int(cache.get_seq_length()) if cache is not None else 0

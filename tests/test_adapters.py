@@ -11,8 +11,9 @@ import swaa
 from families import tiny_model
 from swaa.adapters import add_adapter, read_adapter
 from swaa.cli import app
+from swaa.errors import ModelError
 from swaa.evaluate import perplexity, score_answers
-from swaa.models import ModelError, load_model
+from swaa.models import load_model
 from swaa.prose import prose
 from swaa.tasks import TASKS
 from swaa.train import Lora, Objective, TrainSettings, fine_tune, make_examples

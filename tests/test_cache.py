@@ -10,6 +10,7 @@ import swaa
 from families import FAMILIES, tiny_model
 from swaa.adapting import plan_layers
 from swaa.cache import HeadsLayer, ReleasedError, SinkWindowLayer, StaticSinkWindowLayer
+from swaa.cache.naming import given_cache
 from swaa.cost import kept_tokens, kv_bytes
 from swaa.evaluate import cache_bytes
 
@@ -123,7 +124,7 @@ def test_a_chunked_prefill_never_holds_more_than_a_chunk_beyond():
     held = []
     for layer in model.model.layers:
         layer.register_forward_hook(
-            lambda module, args, kwargs, output: held.append(cache_bytes(kwargs["past_key_values"])), with_kwargs=True
+            lambda module, args, kwargs, output: held.append(cache_bytes(given_cache(kwargs))), with_kwargs=True
         )
     ids = torch.randint(3, 101, (1, 300))
     model.generate(ids, prefill_chunk_size=16, max_new_tokens=2, do_sample=False)

@@ -1,13 +1,17 @@
 """The recorded step of a static cache, here without the recording: the same kernels run in Triton's interpreter."""
 
+import warnings
+
 import pytest
 import torch
 from transformers import DynamicCache, StaticCache
 
 import swaa
 from families import reference, tiny_model
-from swaa.cache import StaticSinkWindowLayer
+from swaa.cache import SinkWindowLayer, StaticSinkWindowLayer
+from swaa.cache.naming import CACHE, given_cache, put_cache, returned_cache
 from swaa.decoding import DecodeStep, why_not
+from swaa.evaluate import measure_prefill
 
 CONFIGS = {
     "FA decode": swaa.SWAAConfig(window=7, sinks=3, full_layers=[2], fa_decode=True, dense_tail=4),
@@ -135,3 +139,31 @@ def test_says_why_not():
     gemma = swaa.adapt(tiny_model("gemma3_text"), swaa.SWAAConfig(window=7))
     gemma.generation_config.cache_implementation = "static"
     assert "native window" in str(why_not(gemma, swaa.adaptation(gemma), gemma.generation_config, {}))
+
+
+@pytest.mark.parametrize("kind", ["dynamic", "static"])
+def test_the_cache_has_the_name_of_this_transformers(kind):
+    model = swaa.adapt(tiny_model(), CONFIGS["ring"])
+    options = {"max_new_tokens": 4, "do_sample": False, "return_dict_in_generate": True, "cache_implementation": kind}
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # the tests' own settings let the deprecated name pass
+        output = model.generate(**prompt(2, 20), **options)
+        measure_prefill(model, [list(range(3, 23))])
+    assert isinstance(output[CACHE], StaticCache if kind == "static" else DynamicCache)
+    assert output[CACHE] is returned_cache(output)
+    old, new = (given_cache({name: output[CACHE]}) for name in ("past_key_values", CACHE))
+    assert old is new is output[CACHE]
+    kwargs = {"past_key_values": None}
+    put_cache(kwargs, output[CACHE])
+    assert kwargs == {CACHE: output[CACHE]}
+
+
+def test_the_old_name_reaches_a_decoder_that_is_called_by_itself():
+    decoder = swaa.adapt(tiny_model(), CONFIGS["ring"]).model
+    ids, cache = prompt(1, 20)["input_ids"], DynamicCache(config=decoder.config)
+    decoder(ids, past_key_values=cache, use_cache=True)
+    assert returned_cache(decoder(ids, past_key_values=None, use_cache=True)).get_seq_length() == 20
+    assert cache.get_seq_length() == 20
+    assert isinstance(cache.layers[0], SinkWindowLayer)
+    decoder(ids[:, :1], past_key_values=cache, use_cache=True)
+    assert cache.get_seq_length() == 21

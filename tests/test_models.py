@@ -21,7 +21,8 @@ from tokenizers import models as tokenizer_models
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast, T5Config
 
 from swaa import models
-from swaa.models import DEFAULT_MODEL, ModelError, default_model_path, load_model
+from swaa.errors import ModelError
+from swaa.models import DEFAULT_MODEL, default_model_path, load_model
 
 BYTES = sorted(pre_tokenizers.ByteLevel.alphabet())
 MERGES = [("Ġ", "Ġ"), ("h", "i")]

@@ -9,7 +9,7 @@ from typer.testing import CliRunner
 
 import swaa
 from families import tiny_model
-from swaa.adapting import adaptation
+from swaa.attaching import adaptation
 from swaa.cli import app
 from swaa.evaluate import score_answers
 from swaa.tasks import TASKS

@@ -12,20 +12,22 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from swaa.adapting import Adaptation, AdaptError, adapt, adaptation, restore
+    from swaa.adapting import adapt, restore
+    from swaa.attaching import adaptation
     from swaa.compiling import compile_layers
     from swaa.config import ConfigError, SWAAConfig
+    from swaa.state import Adaptation, AdaptError
     from swaa.storage import load, save
     from swaa.switching import switched_off
 
 # Where each public name lives; imported on first use, so that `import swaa` stays fast and patches nothing.
 _EXPORTS = {
-    "AdaptError": "forward",
-    "Adaptation": "forward",
+    "AdaptError": "state",
+    "Adaptation": "state",
     "ConfigError": "config",
     "SWAAConfig": "config",
     "adapt": "adapting",
-    "adaptation": "adapting",
+    "adaptation": "attaching",
     "compile_layers": "compiling",
     "load": "storage",
     "restore": "adapting",

@@ -8,7 +8,7 @@ from typing import Any
 from safetensors import SafetensorError
 
 from swaa.config import SWAAConfig
-from swaa.models import ModelError, first_line, load_model
+from swaa.errors import ModelError, first_line
 from swaa.recipes import Recipe
 
 PEFT_FILE = "adapter_config.json"
@@ -108,24 +108,6 @@ def add_adapter(model: Any, path: str | Path, name: str = "default") -> Any:
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise ModelError(f"cannot load the adapter {str(path)!r}: {first_line(error)}") from error
     return model.eval()
-
-
-def load_with_adapter(path: Path, **options: Any) -> tuple[Any, Any]:
-    """Load an adapter's model with the adapter on it, and the tokenizer beside the adapter, or the model's.
-
-    Args:
-        path: folder of the adapter.
-        **options: of `swaa.models.load_model`.
-
-    Raises:
-        ModelError: the model or the adapter cannot be loaded.
-    """
-    from transformers import AutoTokenizer
-
-    model, tokenizer = load_model(str(adapter_base(path)), **options)
-    if (path / "tokenizer_config.json").is_file():
-        tokenizer = AutoTokenizer.from_pretrained(path)
-    return add_adapter(model, path), tokenizer
 
 
 def stored_adaptation(folder: str | Path) -> dict[str, Any] | None:

@@ -1,17 +1,18 @@
-"""Putting an adaptation on a transformers model and taking it off again. `swaa.forward` is what then runs."""
+"""Putting an adaptation on a transformers model and taking it off again."""
 
-import types
 from collections.abc import Sequence
 from typing import Any, Literal, TypeVar
 
 from torch import nn
-from transformers import PreTrainedModel
 
+from swaa.attaching import adaptation, attach, detach, parts
 from swaa.attention import select_backend
+from swaa.compiling import uncompile_layers
 from swaa.config import ConfigError, LayerRule, SWAAConfig
-from swaa.cost import attention_heads, layer_kinds, reusing_layers
-from swaa.forward import Adaptation, AdaptError, after_forward, before_forward, generate, register
+from swaa.cost import attention_heads, head_dim, layer_kinds, reusing_layers
+from swaa.generation import generate
 from swaa.layers import is_int
+from swaa.state import Adaptation, AdaptError
 
 ModelT = TypeVar("ModelT", bound=nn.Module)
 
@@ -48,26 +49,9 @@ def adapt(model: ModelT, config: SWAAConfig, *, original_up_to: int | Literal["w
     backend, reason = select_backend(config.backend, base.device, base.dtype, head_dim(decoder.config))
     if previous:
         restore(model)
-    attach(model, Adaptation(config, rules, backend, reason, decoder.config._attn_implementation, [], limit))
+    native = decoder.config._attn_implementation
+    attach(model, Adaptation(config, rules, backend, reason, native, [], generate, limit))
     return model
-
-
-def attach(model: nn.Module, state: Adaptation) -> None:
-    """Put a resolved adaptation on a model that has none."""
-    base, decoder = parts(model)
-    name = register(state.native)
-    decoder.set_attn_implementation(name)
-    if decoder.config._attn_implementation != name:
-        raise AdaptError(f"{type(base).__name__}: transformers did not accept another attention implementation")
-    state.handles = [
-        decoder.register_forward_pre_hook(before_forward, with_kwargs=True),
-        decoder.register_forward_hook(after_forward, with_kwargs=True, always_call=True),
-    ]
-    vars(decoder)["_swaa"] = state
-    # A bound method, so that a deep copy of the model generates with the copy.
-    vars(base)["generate"] = types.MethodType(generate, base)
-    # A plain dict: a dataclass makes save_pretrained fail.
-    base.config.swaa = state.config.to_dict()
 
 
 def restore(model: ModelT) -> ModelT:
@@ -75,26 +59,9 @@ def restore(model: ModelT) -> ModelT:
     state = adaptation(model)
     if state is None:
         return model
-    from swaa.compiling import uncompile_layers
-
     uncompile_layers(model)
     detach(model, state)
     return model
-
-
-def detach(model: nn.Module, state: Adaptation) -> None:
-    """Undo `attach`."""
-    base, decoder = parts(model)
-    for handle in state.handles:
-        handle.remove()
-    decoder.set_attn_implementation(state.native)
-    del decoder._swaa, base.generate
-    del base.config.swaa
-
-
-def adaptation(model: nn.Module) -> Adaptation | None:
-    """Return the adaptation on a model, None if there is none."""
-    return getattr(parts(model)[1], "_swaa", None)
 
 
 def plan_layers(model_config: Any, config: SWAAConfig) -> tuple[LayerRule | None, ...]:
@@ -149,35 +116,3 @@ def _check_heads(model_config: Any, rules: Sequence[LayerRule]) -> None:
             rule.parts(heads[1] if heads else 1)
         except ConfigError as error:
             raise ConfigError(f"full_heads, layer {layer}, {list(rule.full_heads)}: {error}") from None
-
-
-def head_dim(model_config: Any) -> int:
-    """Return the head dim of a (text) model's attention; 128, the usual one, where the configuration does not tell."""
-    heads = attention_heads(model_config)
-    return heads[2] if heads else 128
-
-
-def parts(model: nn.Module) -> tuple[PreTrainedModel, PreTrainedModel]:
-    """Return the transformers model under any PEFT wrapper, and its decoder (the module that owns the layers).
-
-    Raises:
-        AdaptError: it is no model that can be adapted; the message says why.
-    """
-    wrapper: Any = model
-    base = wrapper.get_base_model() if hasattr(model, "get_base_model") else model
-    name = type(base).__name__
-    if any(getattr(peft, "is_prompt_learning", False) for peft in getattr(model, "peft_config", {}).values()):
-        raise AdaptError(
-            f"{name} carries a prompt-learning PEFT adapter (virtual tokens shift every position): merge or remove it"
-        )
-    if not isinstance(base, PreTrainedModel):
-        raise AdaptError(f"{name} is no transformers model: load one with AutoModelForCausalLM.from_pretrained")
-    if getattr(base.config, "is_encoder_decoder", False):
-        raise AdaptError(f"{name} is an encoder-decoder: only causal language models can be adapted")
-    decoder = base.get_decoder()
-    if not isinstance(decoder, PreTrainedModel) or not decoder._can_set_attn_implementation():
-        raise AdaptError(
-            f"{name} does not dispatch its attention through transformers' attention interface (its code computes "
-            "attention itself), so it cannot be replaced"
-        )
-    return base, decoder

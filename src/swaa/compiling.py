@@ -13,8 +13,9 @@ from torch import nn
 from transformers.modeling_utils import AttentionInterface
 
 from swaa import gemv
-from swaa.adapting import adaptation, parts
-from swaa.forward import AdaptError, attention
+from swaa.attaching import adaptation, parts
+from swaa.dispatch import attention
+from swaa.state import AdaptError
 
 ModelT = TypeVar("ModelT", bound=nn.Module)
 

@@ -249,3 +249,9 @@ def attention_heads(config: Any) -> tuple[int, int, int] | None:
     if not isinstance(heads, int) or not isinstance(kv_heads, int):
         return None
     return heads, kv_heads, getattr(config, "head_dim", None) or config.hidden_size // heads
+
+
+def head_dim(model_config: Any) -> int:
+    """Return the head dim of a (text) model's attention; 128, the usual one, where the configuration does not tell."""
+    heads = attention_heads(model_config)
+    return heads[2] if heads else 128

@@ -15,11 +15,12 @@ from torch import Tensor
 from transformers import Cache, PreTrainedModel
 from transformers.generation import GenerateDecoderOnlyOutput
 
-from swaa.adapting import head_dim
 from swaa.attention.triton import unavailable
+from swaa.cache.naming import CACHE, returned_cache
 from swaa.cache.slots import DecodeCache
 from swaa.compiling import compile_layers, uncompile_layers
-from swaa.forward import Adaptation
+from swaa.cost import head_dim
+from swaa.state import Adaptation
 
 
 def why_not(model: Any, state: Adaptation, config: Any, kwargs: dict[str, Any]) -> str | None:
@@ -52,7 +53,7 @@ def decode(
     streamer = kwargs.pop("streamer", None)
     kwargs.pop("synced_gpus", None)
     outputs = model._prefill(input_ids, generation_config, kwargs)
-    cache, logits = outputs.past_key_values, outputs.logits[:, -1]
+    cache, logits = returned_cache(outputs), outputs.logits[:, -1]
     del outputs
     padding = generation_config._pad_token_tensor
     has_end = any(hasattr(criterion, "eos_token_id") for criterion in stopping_criteria)
@@ -102,7 +103,7 @@ def decode(
         sequences=input_ids,  # type: ignore[arg-type]
         scores=tuple(scores) if generation_config.output_scores else None,
         logits=tuple(raw) if generation_config.output_logits else None,
-        past_key_values=cache,
+        **{CACHE: cache},
     )
 
 
@@ -183,9 +184,9 @@ class DecodeStep:
         outputs = self.model(
             input_ids=self.token,
             position_ids=self.cache.positions(),
-            past_key_values=self.cache,
             use_cache=True,
             return_dict=True,
+            **{CACHE: self.cache},
         )
         self.cache.column += 1
         return outputs.logits[:, -1]

@@ -14,8 +14,9 @@ from torch import Tensor
 from transformers import Cache, DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.cache_utils import DynamicLayer
 
-from swaa.adapting import adaptation
+from swaa.attaching import adaptation
 from swaa.cache import HeadsLayer, announce, install
+from swaa.cache.naming import returned_cache
 from swaa.config import LayerRule
 from swaa.cost import attention_heads, layer_kinds, releases
 from swaa.geometry import build_geometry
@@ -189,7 +190,7 @@ def measure_prefill(model: PreTrainedModel, prompts: Sequence[Sequence[int]]) ->
         _synchronize(model.device)
         if index:
             seconds.append(time.perf_counter() - begin)
-        held = cache_bytes(output.past_key_values)
+        held = cache_bytes(returned_cache(output))
     return sorted(seconds)[len(seconds) // 2], held
 
 

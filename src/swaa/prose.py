@@ -7,7 +7,7 @@ from functools import lru_cache
 from importlib.resources import files
 from typing import Literal, get_args
 
-from swaa.registry import suggestion
+from swaa.registry import check_choice
 
 Split = Literal["test", "calibration"]
 Haystack = Literal["prose", "noise"]
@@ -47,9 +47,7 @@ def prose(split: Split) -> str:
 
 def check_split(split: str) -> None:
     """Raise `ValueError` unless `split` names a split of the prose."""
-    if split not in _BOOKS:
-        known = ", ".join(repr(name) for name in get_args(Split))
-        raise ValueError(f"split={split!r} is unknown.{suggestion(split, _BOOKS)} Use one of {known}")
+    check_choice("split", split, get_args(Split))
 
 
 def sentence_ends(text: str) -> list[int]:

@@ -1,4 +1,4 @@
-"""A name-to-object table whose errors suggest what was meant."""
+"""Names that a user gives: checked, looked up in tables, and errors that suggest what was meant."""
 
 import difflib
 from collections.abc import Iterable, Iterator
@@ -12,6 +12,18 @@ def suggestion(name: object, known: Iterable[str]) -> str:
     """Return `" Did you mean 'x'?"` or `""`: the tail of an error about an unknown name."""
     close = difflib.get_close_matches(str(name), list(known), n=1, cutoff=0.5)
     return f" Did you mean {close[0]!r}?" if close else ""
+
+
+def check_choice(name: str, value: object, known: Iterable[str]) -> None:
+    """Check an option that takes one of a few words.
+
+    Raises:
+        ValueError: `value` is none of them.
+    """
+    known = list(known)
+    if value not in known:
+        hint = suggestion(value, known)
+        raise ValueError(f"{name}={value!r} is unknown.{hint} Use one of {', '.join(map(repr, known))}")
 
 
 class Registry(Generic[T]):

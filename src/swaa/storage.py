@@ -8,7 +8,8 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 from transformers.utils import cached_file
 
 from swaa.adapters import ADAPTATION_FILE, PEFT_FILE
-from swaa.adapting import adapt, adaptation
+from swaa.adapting import adapt
+from swaa.attaching import adaptation
 from swaa.config import ConfigError, SWAAConfig
 from swaa.models import DEFAULT_MODEL, default_model_path
 

@@ -5,11 +5,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from transformers import Cache
 
-from swaa.adapting import adaptation, attach, detach
-from swaa.forward import Adaptation, prompt_tokens
+from swaa.attaching import adaptation, attach, detach
+from swaa.cache.naming import given_cache, returned_cache
+from swaa.compiling import uncompiled
+from swaa.state import Adaptation
 
 # Attributes on the caches of others carry the project's name.
 _CACHE_OF_THE_ORIGINAL = "_swaa_of_the_original"
@@ -24,8 +27,6 @@ def switched_off(model: nn.Module) -> Iterator[None]:
     Args:
         model: a model of transformers, adapted or not, PEFT-wrapped or not.
     """
-    from swaa.compiling import uncompiled
-
     state = adaptation(model)
     with adapters_off(model), uncompiled(model):
         if state is None:
@@ -67,12 +68,18 @@ def is_left_to_the_original(state: Adaptation, inputs: Tensor | None, kwargs: di
     """
     if not state.original_up_to:
         return False
-    cache, mask = kwargs.get("past_key_values"), kwargs.get("attention_mask")
+    cache, mask = given_cache(kwargs), kwargs.get("attention_mask")
     if cache is not None and cache.get_seq_length():
         return bool(getattr(cache, _CACHE_OF_THE_ORIGINAL, False))
     if mask is not None and mask.ndim == 2:
         return int(mask.sum(-1).max()) <= state.original_up_to
     return prompt_tokens(inputs, kwargs).shape[1] <= state.original_up_to
+
+
+def prompt_tokens(inputs: Tensor | None, kwargs: dict[str, Any]) -> Tensor:
+    """Return what `generate` got as its prompt, tokens or embeddings: `[batch, tokens, ..]`."""
+    given = (kwargs.get("inputs_embeds"), inputs, kwargs.get("input_ids"))
+    return next((x for x in given if x is not None), torch.empty(1, 1))
 
 
 def generate_switched_off(model: Any, *args: Any, **kwargs: Any) -> Any:
@@ -81,12 +88,12 @@ def generate_switched_off(model: Any, *args: Any, **kwargs: Any) -> Any:
     Raises:
         ValueError: the cache is empty, but was made ready by the adapted model.
     """
-    cache = kwargs.get("past_key_values")
+    cache = given_cache(kwargs)
     if any(type(layer).__module__.startswith("swaa.") for layer in getattr(cache, "layers", ())):
         raise ValueError("the adapted model has made this cache its own, and the original answers here: pass a new one")
     with switched_off(model):
         output = model.generate(*args, **kwargs)
-    for used in (cache, getattr(output, "past_key_values", None)):
+    for used in (cache, returned_cache(output)):
         if isinstance(used, Cache):
             setattr(used, _CACHE_OF_THE_ORIGINAL, True)
     return output

@@ -14,7 +14,7 @@ from swaa.bench.record import Row
 from swaa.bench.timing import FAILED, Effort, attempt, measure, release
 from swaa.config import LayerRule
 from swaa.cost import attention_heads, visible_pairs
-from swaa.models import ModelError
+from swaa.errors import ModelError
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

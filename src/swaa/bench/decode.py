@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from transformers import PreTrainedModel
 
-from swaa.adapting import adapt, adaptation, plan_layers, restore
+from swaa.adapting import adapt, plan_layers, restore
+from swaa.attaching import adaptation
 from swaa.bench.floors import Floors
 from swaa.bench.models import random_tokens
 from swaa.bench.record import Row

@@ -13,6 +13,7 @@ from swaa.bench.models import random_tokens
 from swaa.bench.prefill import read_prompt
 from swaa.bench.record import Row
 from swaa.bench.timing import attempt, synchronize
+from swaa.cache.naming import returned_cache
 from swaa.cost import kv_bytes
 from swaa.evaluate import cache_bytes
 from swaa.recipes import Recipe
@@ -89,7 +90,7 @@ def _row(model: Any, recipe: Recipe, batch: int, length: int) -> Row:
     if device.type == "cuda":
         before = torch.cuda.memory_allocated(device)
         torch.cuda.reset_peak_memory_stats(device)
-    held = cache_bytes(read_prompt(model, ids).past_key_values)
+    held = cache_bytes(returned_cache(read_prompt(model, ids)))
     synchronize(device)
     peak = torch.cuda.max_memory_allocated(device) if device.type == "cuda" else None
     return {

@@ -15,6 +15,7 @@ from swaa.bench.floors import Floors
 from swaa.bench.models import random_tokens
 from swaa.bench.record import Row
 from swaa.bench.timing import Effort, attempt, measure
+from swaa.cache.naming import returned_cache
 from swaa.compiling import compile_layers
 from swaa.config import LayerRule, SWAAConfig
 from swaa.cost import active_parameters, prefill_flops
@@ -157,7 +158,7 @@ def measure_row(model: Any, config: SWAAConfig | None, length: int, batch: int, 
         effort: how often.
     """
     ids = random_tokens(model, batch, length)
-    held = cache_bytes(read_prompt(model, ids).past_key_values)
+    held = cache_bytes(returned_cache(read_prompt(model, ids)))
     # That was the first of the warm-up.
     effort = replace(effort, warmup=max(effort.warmup - 1, 0))
     timing = measure(lambda: read_prompt(model, ids), model.device, effort)

@@ -11,7 +11,8 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from transformers import PreTrainedModel
 
-from swaa.adapting import adapt, adaptation, parts, plan_layers, restore
+from swaa.adapting import adapt, plan_layers, restore
+from swaa.attaching import adaptation, parts
 from swaa.bench.floors import Floors
 from swaa.bench.models import random_tokens
 from swaa.bench.record import Row

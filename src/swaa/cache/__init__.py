@@ -83,8 +83,7 @@ def announce(cache: Cache, rules: tuple[LayerRule | None, ...], geometry: Geomet
 def stop_recording(cache: Cache) -> None:
     """Let the layers release after each pass again: an earlier turn with drafts has told them to wait for `crop`."""
     for layer in cache.layers:
-        layer = layer.sliding if isinstance(layer, HeadsLayer) else layer
-        if isinstance(layer, SinkWindowLayer):
+        if isinstance(layer, SinkWindowLayer | HeadsLayer):
             layer.record_past = False
 
 

@@ -22,7 +22,7 @@ class SinkWindowLayer(DynamicLayer):
         record_past: keep everything until the next `crop`.
     """
 
-    is_croppable = False
+    is_croppable = True
     # None until the first update, which the base class's annotation would make every line check.
     keys: Any
     values: Any

@@ -90,10 +90,19 @@ class HeadsLayer(CacheLayerMixin):
         """Whether everything is kept until the next `crop`."""
         return getattr(self.sliding, "record_past", False)
 
+    @record_past.setter
+    def record_past(self, value: bool) -> None:
+        if isinstance(self.sliding, SinkWindowLayer):
+            self.sliding.record_past = value
+
+    @property
+    def is_croppable(self) -> bool:  # type: ignore[override]
+        """Whether `crop` can take drafts back."""
+        return self.sliding.is_croppable
+
     def activate_past_recording(self) -> None:
         """Keep everything that comes until the next `crop`."""
-        if isinstance(self.sliding, SinkWindowLayer):
-            self.sliding.activate_past_recording()
+        self.record_past = True
 
     def reset(self) -> None:
         """Forget all tokens."""

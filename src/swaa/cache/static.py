@@ -22,6 +22,7 @@ class StaticSinkWindowLayer(StaticLayer):
         rule: the layer's rule.
     """
 
+    is_croppable = False
     # None until the first update, which the base class's annotation would make every line check.
     keys: Any
     values: Any

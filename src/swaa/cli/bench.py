@@ -24,11 +24,10 @@ from swaa.cli.benching import (
     WindowOption,
     check_lengths,
     chosen_recipes,
-    names,
     run,
     subject,
 )
-from swaa.cli.common import positive_tokens, token_count
+from swaa.cli.common import names, positive_tokens, token_count
 
 app = typer.Typer(no_args_is_help=True)
 _RESULTS = Path("results")

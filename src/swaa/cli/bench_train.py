@@ -22,11 +22,10 @@ from swaa.cli.benching import (
     WindowOption,
     check_lengths,
     chosen_recipes,
-    names,
     run,
     subject,
 )
-from swaa.cli.common import positive_tokens
+from swaa.cli.common import names, positive_tokens
 
 
 def train(

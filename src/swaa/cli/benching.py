@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from swaa.cli.common import notes, output, positive_tokens, token_count, warn
+from swaa.cli.common import names, notes, output, positive_tokens, token_count, warn, warn_of_length
 from swaa.models import DEFAULT_MODEL
 
 if TYPE_CHECKING:
@@ -18,11 +18,6 @@ if TYPE_CHECKING:
 
     from swaa.bench.floors import Floors
     from swaa.bench.record import Record, Row
-
-
-def names(text: str) -> tuple[str, ...]:
-    """Read a comma list of names; empty text is an empty list."""
-    return tuple(name.strip() for name in text.split(",") if name.strip())
 
 
 def lengths(text: Any) -> tuple[int, ...]:
@@ -159,18 +154,17 @@ def subject(model: str | None, config: str | None, device: str, dtype: str) -> S
 
 def check_lengths(subject: Subject, wanted: Sequence[int]) -> None:
     """Warn of lengths that the model was not trained on."""
-    limit = getattr(subject.config.get_text_config(), "max_position_embeddings", None)
-    if limit and max(wanted) > limit:
-        warn(f"{max(wanted)} tokens are more than the {limit} positions that the model was trained on")
+    warn_of_length(subject.config, max(wanted))
 
 
 def chosen_recipes(
     found: Subject, recipes: str | None, window: int | None, sinks: int | None, backend: str | None
 ) -> Any:
     """Load the recipes, and check that each fits the model before its weights are there."""
-    from swaa.adapting import head_dim, plan_layers
+    from swaa.adapting import plan_layers
     from swaa.attention import select_backend
     from swaa.bench.models import choose_recipes
+    from swaa.cost import head_dim
 
     chosen = choose_recipes(None if recipes is None else names(recipes), window=window, sinks=sinks, backend=backend)
     text = found.config.get_text_config()

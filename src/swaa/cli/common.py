@@ -2,7 +2,8 @@
 
 import dataclasses
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -36,6 +37,11 @@ def positive_tokens(text: str | int) -> int:
     if (count := token_count(text)) < 1:
         raise ValueError(f"{text!r}: give 1 token or more")
     return count
+
+
+def names(text: str | None) -> tuple[str, ...]:
+    """Read a comma list of names; empty text, or none, is an empty list."""
+    return tuple(name.strip() for name in (text or "").split(",") if name.strip())
 
 
 _ADAPTATION = "Adaptation (each flag overrides the recipe)"
@@ -116,11 +122,20 @@ BackendOption = Annotated[
     str | None,
     _flag("--backend", metavar="NAME", text="Attention implementation, as in `--backend sdpa`; `auto` picks one."),
 ]
-
-
-def comma_list(text: str | None) -> tuple[str, ...]:
-    """Read names such as `needle, perplexity`; none of None."""
-    return tuple(name.strip() for name in (text or "").split(",") if name.strip())
+PLACE = "Where"
+DtypeOption = Annotated[
+    str,
+    typer.Option(
+        metavar="NAME", help="`bfloat16`, `float32`, ..; `auto`: bfloat16 where it is fast.", rich_help_panel=PLACE
+    ),
+]
+DeviceOption = Annotated[
+    str, typer.Option(metavar="NAME", help="`cpu`, `cuda`, ..; `auto`: CUDA if there is one.", rich_help_panel=PLACE)
+]
+# Of commands that run several recipes.
+AllSinksOption = Annotated[
+    int | None, typer.Option(metavar="TOKENS", help="Sinks of every recipe that has some, as in `--sinks 64`.")
+]
 
 
 def output() -> "Console":
@@ -145,6 +160,24 @@ def warn(text: str) -> None:
     from rich.text import Text
 
     notes().print(Text.assemble(("warning: ", "bold yellow"), text))
+
+
+def warn_of_length(model_config: Any, tokens: int) -> None:
+    """Warn of prompts longer than what the model was trained on."""
+    limit = getattr(model_config.get_text_config(), "max_position_embeddings", None)
+    if limit and tokens > limit:
+        warn(f"{tokens} tokens are more than the {limit} positions that the model was trained on")
+
+
+@contextmanager
+def no_empty_folder(path: Path) -> Iterator[None]:
+    """Take a fresh folder away again when an error leaves it empty; one with files stays."""
+    try:
+        yield
+    except ValueError:
+        with suppress(OSError):
+            path.rmdir()
+        raise
 
 
 def layer_list(name: str, text: str) -> list[int] | str:

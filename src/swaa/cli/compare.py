@@ -5,7 +5,19 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from swaa.cli.common import ModelOption, notes, output, token_count, warn
+from swaa.cli.common import (
+    PLACE,
+    AllSinksOption,
+    DeviceOption,
+    DtypeOption,
+    ModelOption,
+    names,
+    notes,
+    output,
+    token_count,
+    warn,
+    warn_of_length,
+)
 from swaa.models import DEFAULT_MODEL
 
 if TYPE_CHECKING:
@@ -54,9 +66,7 @@ def compare(
             "eighth of the length (with an adapter, its window) for the default recipes, otherwise each recipe's own.",
         ),
     ] = None,
-    sinks: Annotated[
-        int | None, typer.Option(metavar="TOKENS", help="Sinks of every recipe that has some, as in `--sinks 64`.")
-    ] = None,
+    sinks: AllSinksOption = None,
     scoring: Annotated[
         str,
         typer.Option(
@@ -68,14 +78,16 @@ def compare(
     seed: Annotated[int, typer.Option(help="Seed of the prompts.")] = 0,
     output_folder: Annotated[
         Path,
-        typer.Option("--output", "-o", metavar="DIR", help="The results go into a fresh folder below this one."),
+        typer.Option(
+            "--output",
+            "-o",
+            metavar="DIR",
+            help="The results go into a fresh folder below this one.",
+            rich_help_panel=PLACE,
+        ),
     ] = Path("results"),
-    dtype: Annotated[
-        str, typer.Option(metavar="NAME", help="`bfloat16`, `float32`, ..; `auto`: bfloat16 where it is fast.")
-    ] = "auto",
-    device: Annotated[
-        str, typer.Option(metavar="NAME", help="`cpu`, `cuda`, ..; `auto`: CUDA if there is one.")
-    ] = "auto",
+    dtype: DtypeOption = "auto",
+    device: DeviceOption = "auto",
 ) -> None:
     """Run recipes side by side on one model and the same prompts.
 
@@ -96,13 +108,13 @@ def compare(
     from swaa.results import new_folder
 
     settings = Settings(task, length, samples, seed, scoring, batch_size)
-    names = None if recipes is None else [name.strip() for name in recipes.split(",") if name.strip()]
+    given = None if recipes is None else names(recipes)
     trained = [read_adapter(path) for path in adapter or []]
     if trained:
         model = _base(trained, model)
-        if names is None and window is None:
+        if given is None and window is None:
             window = trained[0].config.window
-    chosen = choose_recipes(names, length=length, window=window, sinks=sinks, model=model)
+    chosen = choose_recipes(given, length=length, window=window, sinks=sinks, model=model)
     own = [row for one in trained for row in one.recipes()]
     # A recipe that is there already needs no second row.
     own = [(recipe, key) for recipe, key in own if key or all(recipe.config != x.config for x in chosen)]
@@ -117,9 +129,7 @@ def compare(
     with quiet_transformers():
         for one in trained:
             loaded = add_adapter(loaded, one.path, one.key)
-    limit = getattr(loaded.config.get_text_config(), "max_position_embeddings", None)
-    if limit and length > limit:
-        warn(f"{length} tokens are more than the {limit} positions that the model was trained on")
+    warn_of_length(loaded.config, length)
     with quiet_transformers(), _progress() as progress:
         bars = {
             recipe.name: progress.add_task(recipe.name, total=steps(settings), start=False, right="")

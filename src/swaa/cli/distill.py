@@ -5,11 +5,11 @@ from typing import Annotated, Any
 
 import typer
 
-from swaa.cli.common import ModelOption, comma_list, notes, positive_tokens, warn
+from swaa.cli.common import PLACE, DeviceOption, DtypeOption, ModelOption, names, notes, positive_tokens, warn
 from swaa.cli.progress import time_left
 from swaa.models import DEFAULT_MODEL
 
-_ANSWERS, _FILTERS, _PLACE = "Answers", "Filters", "Where"
+_ANSWERS, _FILTERS = "Answers", "Filters"
 _REASONS = {
     "length": "not finished in {max_new_tokens} tokens (or no room for them), or shorter than {min_tokens}",
     "exact": "another answer than the right one",
@@ -35,7 +35,7 @@ def distill(
             "-o",
             metavar="DIR",
             help="Folder for the answers, as in `-o answers`; one that holds a part of the same run is continued.",
-            rich_help_panel=_PLACE,
+            rich_help_panel=PLACE,
         ),
     ],
     model: ModelOption = DEFAULT_MODEL,
@@ -45,7 +45,7 @@ def distill(
             metavar="URL",
             help="Let the model of this name behind an OpenAI-compatible endpoint answer, as in "
             "`--url http://localhost:8000/v1`. A key is read from SWAA_TEACHER_KEY or OPENAI_API_KEY.",
-            rich_help_panel=_PLACE,
+            rich_help_panel=PLACE,
         ),
     ] = None,
     samples: Annotated[
@@ -100,21 +100,13 @@ def distill(
         typer.Option(help="Times that it is asked; the majority wins: `--judge-votes 3`.", rich_help_panel=_FILTERS),
     ] = 1,
     batch_size: Annotated[
-        int, typer.Option(help="Answers drawn at a time, as in `--batch-size 64`.", rich_help_panel=_PLACE)
+        int, typer.Option(help="Answers drawn at a time, as in `--batch-size 64`.", rich_help_panel=PLACE)
     ] = 8,
     parallel: Annotated[
-        int, typer.Option(help="Requests to `--url` at a time, as in `--parallel 64`.", rich_help_panel=_PLACE)
+        int, typer.Option(help="Requests to `--url` at a time, as in `--parallel 64`.", rich_help_panel=PLACE)
     ] = 16,
-    dtype: Annotated[
-        str,
-        typer.Option(
-            metavar="NAME", help="`bfloat16`, `float32`, ..; `auto`: bfloat16 where it is fast.", rich_help_panel=_PLACE
-        ),
-    ] = "auto",
-    device: Annotated[
-        str,
-        typer.Option(metavar="NAME", help="`cpu`, `cuda`, ..; `auto`: CUDA if there is one.", rich_help_panel=_PLACE),
-    ] = "auto",
+    dtype: DtypeOption = "auto",
+    device: DeviceOption = "auto",
 ) -> None:
     """Let the original model, with full attention, answer prompts: data that teaches the window and nothing else.
 
@@ -139,9 +131,9 @@ def distill(
     from swaa.runs.parallel import joined
 
     sampling = Sampling(samples, temperature, top_p, max_new_tokens, seed)
-    names = () if filters.strip() == "none" else comma_list(filters)
+    passing = tuple(name for name in names(filters) if name != "none")
     judge = Judge(judge_model, judge_url, votes=judge_votes) if judge_model else None
-    chosen = Filters(names, min_tokens, judge)
+    chosen = Filters(passing, min_tokens, judge)
     prompts = read_prompts(data)
     chosen.check(prompts)
     teacher: Teacher

@@ -1,13 +1,26 @@
 """`swaa eval`: recipes over tasks, lengths and chain of thought, in a folder that can be continued."""
 
 import time
-from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from swaa.cli.common import ModelOption, comma_list, notes, output, positive_tokens, token_count, warn
+from swaa.cli.common import (
+    PLACE,
+    AllSinksOption,
+    DeviceOption,
+    DtypeOption,
+    ModelOption,
+    names,
+    no_empty_folder,
+    notes,
+    output,
+    positive_tokens,
+    token_count,
+    warn,
+    warn_of_length,
+)
 from swaa.cli.progress import time_left
 from swaa.cli.wording import quantity
 from swaa.models import DEFAULT_MODEL
@@ -17,11 +30,11 @@ if TYPE_CHECKING:
 
     from swaa.recipes import Recipe
 
-_SAMPLES, _ANSWERS, _JUDGE, _PLACE = "Samples", "Answers", "Judge", "Where"
+_SAMPLES, _ANSWERS, _JUDGE = "Samples", "Answers", "Judge"
 
 
 def _lengths(text: str | tuple[int, ...]) -> tuple[int, ...]:
-    return text if isinstance(text, tuple) else tuple(positive_tokens(part) for part in comma_list(text))
+    return text if isinstance(text, tuple) else tuple(positive_tokens(part) for part in names(text))
 
 
 def _data(pairs: list[str]) -> dict[str, str]:
@@ -85,9 +98,7 @@ def eval(
         Any,
         typer.Option(parser=token_count, metavar="TOKENS", help="Window of every recipe that slides: `--window 256`."),
     ] = None,
-    sinks: Annotated[
-        int | None, typer.Option(metavar="TOKENS", help="Sinks of every recipe that has some, as in `--sinks 64`.")
-    ] = None,
+    sinks: AllSinksOption = None,
     reasoning: Annotated[
         str,
         typer.Option(
@@ -154,19 +165,11 @@ def eval(
             metavar="DIR",
             help="Folder of the run, as in `-o results/mine`; one that holds a part of the same run is continued. "
             "Default: a fresh folder below `results`.",
-            rich_help_panel=_PLACE,
+            rich_help_panel=PLACE,
         ),
     ] = None,
-    dtype: Annotated[
-        str,
-        typer.Option(
-            metavar="NAME", help="`bfloat16`, `float32`, ..; `auto`: bfloat16 where it is fast.", rich_help_panel=_PLACE
-        ),
-    ] = "auto",
-    device: Annotated[
-        str,
-        typer.Option(metavar="NAME", help="`cpu`, `cuda`, ..; `auto`: CUDA if there is one.", rich_help_panel=_PLACE),
-    ] = "auto",
+    dtype: DtypeOption = "auto",
+    device: DeviceOption = "auto",
 ) -> None:
     """Evaluate recipes on tasks, lengths and ways to reason, beside full attention.
 
@@ -190,9 +193,9 @@ def eval(
 
     if judge_model is None and judge_url is not None:
         raise ValueError("--judge-url names an endpoint: name its model too, by --judge-model")
-    asked: Any = comma_list(reasoning)
+    asked: Any = names(reasoning)
     settings = RunSettings(
-        tasks=comma_list(tasks),
+        tasks=names(tasks),
         lengths=lengths,
         samples=samples,
         seed=seed,
@@ -207,7 +210,7 @@ def eval(
     for task in settings.tasks:
         settings.task(task)
     chosen = choose_recipes(
-        None if recipes is None else comma_list(recipes), length=min(lengths), window=window, sinks=sinks
+        None if recipes is None else names(recipes), length=min(lengths), window=window, sinks=sinks
     )
     with joined(device) as workers, quiet_transformers():
         if workers.count > 1 and output_folder is None:
@@ -223,15 +226,9 @@ def eval(
         if judge is not None:
             judge.keep(path / "judge.jsonl")
         begin = time.perf_counter()
-        with time_left(shown=workers.rank == 0) as update:
-            try:
-                parts: dict[str, Any] = {"name": model, "workers": workers, "judge": judge, "progress": update}
-                rows = run(loaded, tokenizer, chosen, settings, folder, **parts)
-            except ValueError:
-                # A fresh folder that nothing was written into; one with files stays.
-                with suppress(OSError):
-                    path.rmdir()
-                raise
+        with time_left(shown=workers.rank == 0) as update, no_empty_folder(path):
+            parts: dict[str, Any] = {"name": model, "workers": workers, "judge": judge, "progress": update}
+            rows = run(loaded, tokenizer, chosen, settings, folder, **parts)
         if workers.rank != 0:
             return
         output().print(_table(model, rows, thinks=settings.reasoning != ("none",)))
@@ -241,14 +238,12 @@ def eval(
 
 
 def _warn(model: Any, recipes: "list[Recipe]", settings: Any) -> None:
-    limit = getattr(model.config.get_text_config(), "max_position_embeddings", None)
     for recipe in recipes:
         if recipe.config.window is not None and recipe.config.window >= max(settings.lengths):
             warn(f"{recipe.name}: a window of {recipe.config.window} covers every prompt, nothing slides")
         if recipe.chain_of_thought not in ("none", *settings.reasoning):
             warn(f"{recipe.name} is meant for --reasoning {recipe.chain_of_thought}, which is not asked for")
-    if limit and max(settings.lengths) > limit:
-        warn(f"{max(settings.lengths)} tokens are more than the {limit} positions that the model was trained on")
+    warn_of_length(model.config, max(settings.lengths))
 
 
 def _table(model: str, rows: list[dict[str, Any]], *, thinks: bool) -> "Table":

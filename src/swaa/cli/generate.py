@@ -123,7 +123,8 @@ def generate(
     - `cat notes.txt | swaa generate --raw --max-new-tokens 64 --temperature 0.8 --seed 1`
     """
     text = read_prompt(prompt, file)
-    from swaa.adapting import adapt, adaptation, plan_layers
+    from swaa.adapting import adapt, plan_layers
+    from swaa.attaching import adaptation
     from swaa.cli.loading import load_config
     from swaa.models import quiet_transformers
 

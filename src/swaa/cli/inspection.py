@@ -7,13 +7,13 @@ from typing import Any
 import torch
 from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoModelForCausalLM
 
-from swaa.adapting import adapt, head_dim, plan_layers
+from swaa.adapting import adapt, plan_layers
 from swaa.attention import select_backend
 from swaa.cli.wording import short_form
 from swaa.config import LayerRule, SWAAConfig
-from swaa.cost import active_parameters, kv_bytes, layer_kinds, native_window, prefill_flops, relative_cost
+from swaa.cost import active_parameters, head_dim, kv_bytes, layer_kinds, native_window, prefill_flops, relative_cost
+from swaa.errors import ModelError
 from swaa.evaluate import held_bytes
-from swaa.models import ModelError
 from swaa.recipes import Recipe
 
 

@@ -3,7 +3,8 @@
 from pathlib import Path
 from typing import Any
 
-from swaa.models import DEFAULT_MODEL, ModelError, default_model_path, quiet_transformers
+from swaa.errors import ModelError
+from swaa.models import DEFAULT_MODEL, default_model_path, quiet_transformers
 from swaa.registry import suggestion
 
 

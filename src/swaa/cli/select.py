@@ -1,38 +1,42 @@
 """`swaa select`: which layers stay full, or the whole policy, under a budget."""
 
 import time
-from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from swaa.cli.common import (
+    PLACE,
     BackendOption,
     DenseTailOption,
+    DeviceOption,
+    DtypeOption,
     FaDecodeLayersOption,
     FaDecodeOption,
     ModelOption,
     SinksOption,
     WindowOption,
-    comma_list,
+    names,
+    no_empty_folder,
     notes,
     positive_tokens,
     resolve_recipe,
     warn,
+    warn_of_length,
 )
 from swaa.cli.progress import time_left
 from swaa.cli.wording import short_form
 from swaa.models import DEFAULT_MODEL
 
-_DATA, _CHECK, _POLICY, _PLACE = "Calibration data", "Check on held-out samples", "Policy search", "Where"
+_DATA, _CHECK, _POLICY = "Calibration data", "Check on held-out samples", "Policy search"
 _RECIPE = "sinks-fa-decode"
 
 
 def _budgets(text: str) -> tuple[int | float, ...]:
     """Read budgets: whole numbers are layers, numbers with a point are fractions of the layers."""
     found: list[int | float] = []
-    for part in comma_list(text):
+    for part in names(text):
         try:
             found.append(float(part) if "." in part else int(part))
         except ValueError:
@@ -151,19 +155,11 @@ def select(
             metavar="DIR",
             help="Folder of the selection, as in `-o results/mine`; one that holds a part of the same selection is "
             "continued. Default: a fresh folder below `results`.",
-            rich_help_panel=_PLACE,
+            rich_help_panel=PLACE,
         ),
     ] = None,
-    dtype: Annotated[
-        str,
-        typer.Option(
-            metavar="NAME", help="`bfloat16`, `float32`, ..; `auto`: bfloat16 where it is fast.", rich_help_panel=_PLACE
-        ),
-    ] = "auto",
-    device: Annotated[
-        str,
-        typer.Option(metavar="NAME", help="`cpu`, `cuda`, ..; `auto`: CUDA if there is one.", rich_help_panel=_PLACE),
-    ] = "auto",
+    dtype: DtypeOption = "auto",
+    device: DeviceOption = "auto",
 ) -> None:
     """Choose the layers, or KV heads, that stay full, and write them as a layer plan that `--recipe` takes everywhere.
 
@@ -186,7 +182,7 @@ def select(
     from swaa.select.run import select as run
     from swaa.select.run_policy import PolicySettings, search_policies
 
-    methods = comma_list(method)
+    methods = names(method)
     searching = "policy" in methods
     if searching and len(methods) > 1:
         raise ValueError("--method policy searches everything at once: name it alone, or leave it out")
@@ -212,7 +208,7 @@ def select(
         methods=("nll",) if searching else methods,
         budgets=_budgets(budget),
         calibration=Calibration(length, samples, seed, data),
-        tasks=comma_list(tasks),
+        tasks=names(tasks),
         test_samples=test_samples,
         batch_size=batch_size,
         unit=unit,
@@ -221,23 +217,15 @@ def select(
         warn(f"a window of {chosen.config.window} covers all {length} tokens, nothing slides: use a longer --length")
     with quiet_transformers():
         loaded, tokenizer = load_model(model, dtype=dtype, device=device)
-        limit = getattr(loaded.config.get_text_config(), "max_position_embeddings", None)
-        if limit and length > limit:
-            warn(f"{length} tokens are more than the {limit} positions that the model was trained on")
+        warn_of_length(loaded.config, length)
         path = output_folder or new_folder("results", f"select-{Path(model).name}")
         begin = time.perf_counter()
-        with time_left(shown=True) as update:
-            try:
-                common: dict[str, Any] = {"name": model, "progress": update}
-                if searching:
-                    recipes, rows = search_policies(loaded, tokenizer, limits, settings, path, **common)
-                else:
-                    outcome = run(loaded, tokenizer, chosen, settings, path, **common)
-            except ValueError:
-                # A fresh folder that nothing was written into; one with files stays.
-                with suppress(OSError):
-                    path.rmdir()
-                raise
+        with time_left(shown=True) as update, no_empty_folder(path):
+            common: dict[str, Any] = {"name": model, "progress": update}
+            if searching:
+                recipes, rows = search_policies(loaded, tokenizer, limits, settings, path, **common)
+            else:
+                outcome = run(loaded, tokenizer, chosen, settings, path, **common)
     from swaa.cli import selection
 
     if searching:

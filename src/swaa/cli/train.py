@@ -2,13 +2,13 @@
 
 import time
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
-import typer
-
+from swaa.cli import training
 from swaa.cli.common import (
     BackendOption,
     DenseTailOption,
+    DeviceOption,
     FaDecodeLayersOption,
     FaDecodeOption,
     FullLayersOption,
@@ -16,39 +16,17 @@ from swaa.cli.common import (
     RecipeOption,
     SinksOption,
     WindowOption,
-    comma_list,
+    names,
     notes,
-    positive_tokens,
     resolve_recipe,
     warn,
 )
 from swaa.models import DEFAULT_MODEL
 
-_DATA, _LORA, _STEPS, _WATCH, _PLACE = "Data", "Weights", "Steps", "Evaluation and metrics", "Where"
-
 
 def train(
-    data: Annotated[
-        str,
-        typer.Option(
-            "--data",
-            "-d",
-            metavar="PATH",
-            help="Rows with `prompt` and `answer`, `messages` (conversations) or `text` (all of it is trained): JSONL, "
-            "JSON, parquet or a hub id, as in `-d answers.jsonl`.",
-            rich_help_panel=_DATA,
-        ),
-    ],
-    output: Annotated[
-        Path,
-        typer.Option(
-            "--output",
-            "-o",
-            metavar="DIR",
-            help="Folder for the result, as in `-o adapters/mine`; one that holds a part of the same run is continued.",
-            rich_help_panel=_PLACE,
-        ),
-    ],
+    data: training.DataOption,
+    output: training.OutputOption,
     model: ModelOption = DEFAULT_MODEL,
     recipe: RecipeOption = None,
     window: WindowOption = None,
@@ -58,156 +36,33 @@ def train(
     fa_decode_layers: FaDecodeLayersOption = None,
     dense_tail: DenseTailOption = None,
     backend: BackendOption = None,
-    max_length: Annotated[
-        Any,
-        typer.Option(
-            parser=positive_tokens,
-            metavar="TOKENS",
-            help="Leave longer samples out, as in `--max-length 32k`. Default: what the model was trained on.",
-            rich_help_panel=_DATA,
-        ),
-    ] = None,
-    pack: Annotated[
-        Any,
-        typer.Option(
-            parser=positive_tokens,
-            metavar="TOKENS",
-            help="Pack samples into rows of so many tokens; they never see each other, as in `--pack 32k`.",
-            rich_help_panel=_DATA,
-        ),
-    ] = None,
-    full: Annotated[
-        bool,
-        typer.Option(
-            "--full", help="Train all weights, kept in float32, instead of LoRA: `--full`.", rich_help_panel=_LORA
-        ),
-    ] = False,
-    rank: Annotated[int, typer.Option(help="Of LoRA, as in `--rank 64`.", rich_help_panel=_LORA)] = 16,
-    alpha: Annotated[
-        float | None,
-        typer.Option(
-            help="Of LoRA, as in `--alpha 32`. Default: an effective scale of 8.",
-            rich_help_panel=_LORA,
-            metavar="NUMBER",
-        ),
-    ] = None,
-    rslora: Annotated[
-        bool,
-        typer.Option("--rslora", help="Scale by alpha over the root of the rank: `--rslora`.", rich_help_panel=_LORA),
-    ] = False,
-    targets: Annotated[
-        str,
-        typer.Option(
-            metavar="NAMES",
-            help="Linear layers that get an adapter, as in `--targets q_proj,k_proj,v_proj,o_proj`; a wrong name lists "
-            "them all.",
-            rich_help_panel=_LORA,
-        ),
-    ] = "q_proj,k_proj,v_proj",
-    loss: Annotated[
-        str,
-        typer.Option(
-            metavar="NAME",
-            help="Of a trained token: `sft` (its likelihood), `kl` (how far the model is from the original one under "
-            "full attention), `sft+kl`, as in `--loss kl`.",
-            rich_help_panel=_STEPS,
-        ),
-    ] = "sft",
-    kl_weight: Annotated[
-        float, typer.Option(help="Of the divergence in the loss, as in `--kl-weight 0.5`.", rich_help_panel=_STEPS)
-    ] = 1.0,
-    temperature: Annotated[
-        float,
-        typer.Option(help="That flattens both sides of the divergence: `--temperature 2`.", rich_help_panel=_STEPS),
-    ] = 1.0,
-    learning_rate: Annotated[
-        float, typer.Option("--learning-rate", "--lr", help="As in `--lr 2e-5`.", rich_help_panel=_STEPS)
-    ] = 1e-4,
-    epochs: Annotated[
-        float, typer.Option(help="Times that the data is seen, as in `--epochs 3`.", rich_help_panel=_STEPS)
-    ] = 1.0,
-    max_steps: Annotated[
-        int | None, typer.Option(help="Steps instead of epochs, as in `--max-steps 150`.", rich_help_panel=_STEPS)
-    ] = None,
-    warmup: Annotated[
-        float,
-        typer.Option(help="Share of the steps with a growing rate, as in `--warmup 0.1`.", rich_help_panel=_STEPS),
-    ] = 0.05,
-    batch_size: Annotated[
-        int, typer.Option(help="Rows a pass and device, as in `--batch-size 4`.", rich_help_panel=_STEPS)
-    ] = 1,
-    accumulate: Annotated[int, typer.Option(help="Passes a step, as in `--accumulate 2`.", rich_help_panel=_STEPS)] = 8,
-    gradient_checkpointing: Annotated[
-        bool,
-        typer.Option(
-            "--gradient-checkpointing",
-            help="Compute the layers twice and keep one at a time: long samples fit, as in "
-            "`--pack 32k --gradient-checkpointing`.",
-            rich_help_panel=_STEPS,
-        ),
-    ] = False,
-    seed: Annotated[
-        int, typer.Option(help="Of adapters, order and dropout, as in `--seed 1`.", rich_help_panel=_STEPS)
-    ] = 0,
-    eval_data: Annotated[
-        str | None,
-        typer.Option(
-            metavar="PATH",
-            help="Held-out data like `--data`, for the NLL of its answers, as in `--eval-data held-out.jsonl`.",
-            rich_help_panel=_WATCH,
-        ),
-    ] = None,
-    needles: Annotated[
-        int,
-        typer.Option(
-            min=0, help="Needles to look for at each evaluation, as in `--needles 20`.", rich_help_panel=_WATCH
-        ),
-    ] = 0,
-    needle_length: Annotated[
-        Any,
-        typer.Option(
-            parser=positive_tokens,
-            metavar="TOKENS",
-            help="Tokens of their prompts, as in `--needle-length 4k`.",
-            rich_help_panel=_WATCH,
-        ),
-    ] = 1024,
-    eval_steps: Annotated[
-        int | None,
-        typer.Option(
-            help="Steps between evaluations, as in `--eval-steps 50`. Default: before training and after each epoch.",
-            rich_help_panel=_WATCH,
-        ),
-    ] = None,
-    save_steps: Annotated[
-        int | None,
-        typer.Option(
-            help="Steps between checkpoints, as in `--save-steps 50`. Default: after each epoch.",
-            rich_help_panel=_WATCH,
-        ),
-    ] = None,
-    log_steps: Annotated[
-        int, typer.Option(help="Steps between lines of metrics, as in `--log-steps 1`.", rich_help_panel=_WATCH)
-    ] = 10,
-    report_to: Annotated[
-        str | None,
-        typer.Option(
-            metavar="NAMES",
-            help="Integrations of transformers' Trainer that get the metrics, as in `--report-to tensorboard,wandb`.",
-            rich_help_panel=_WATCH,
-        ),
-    ] = None,
-    dtype: Annotated[
-        str,
-        typer.Option(
-            metavar="NAME",
-            help="To compute in: `bfloat16` or `float32`; `auto`: bfloat16 where it is fast.",
-            rich_help_panel=_PLACE,
-        ),
-    ] = "auto",
-    device: Annotated[
-        str, typer.Option(metavar="NAME", help="`cpu` or `cuda`; `auto`: CUDA if there is one.", rich_help_panel=_PLACE)
-    ] = "auto",
+    max_length: training.MaxLengthOption = None,
+    pack: training.PackOption = None,
+    full: training.FullOption = False,
+    rank: training.RankOption = 16,
+    alpha: training.AlphaOption = None,
+    rslora: training.RsloraOption = False,
+    targets: training.TargetsOption = "q_proj,k_proj,v_proj",
+    loss: training.LossOption = "sft",
+    kl_weight: training.KlWeightOption = 1.0,
+    temperature: training.TemperatureOption = 1.0,
+    learning_rate: training.LearningRateOption = 1e-4,
+    epochs: training.EpochsOption = 1.0,
+    max_steps: training.MaxStepsOption = None,
+    warmup: training.WarmupOption = 0.05,
+    batch_size: training.BatchSizeOption = 1,
+    accumulate: training.AccumulateOption = 8,
+    gradient_checkpointing: training.GradientCheckpointingOption = False,
+    seed: training.SeedOption = 0,
+    eval_data: training.EvalDataOption = None,
+    needles: training.NeedlesOption = 0,
+    needle_length: training.NeedleLengthOption = 1024,
+    eval_steps: training.EvalStepsOption = None,
+    save_steps: training.SaveStepsOption = None,
+    log_steps: training.LogStepsOption = 10,
+    report_to: training.ReportToOption = None,
+    dtype: training.DtypeOption = "auto",
+    device: DeviceOption = "auto",
 ) -> None:
     """Fine-tune a model under a recipe's mask: prompt rows slide, answers are dense where the recipe has FA decode.
 
@@ -242,7 +97,7 @@ def train(
     if options["dtype"] not in (torch.bfloat16, torch.float32):
         raise ValueError(f"--dtype {dtype}: training computes in bfloat16 or float32")
     settings = TrainSettings(
-        lora=None if full else Lora(rank, alpha, rslora, comma_list(targets)),
+        lora=None if full else Lora(rank, alpha, rslora, names(targets)),
         objective=Objective(loss, kl_weight, temperature),
         learning_rate=learning_rate,
         epochs=epochs,
@@ -256,7 +111,7 @@ def train(
         eval_steps=eval_steps,
         save_steps=save_steps,
         log_steps=log_steps,
-        report_to=comma_list(report_to),
+        report_to=names(report_to),
         seed=seed,
         cpu=place.type == "cpu",
     )

@@ -108,7 +108,7 @@ class LocalTeacher:
         batch_size: int = 8,
         share: tuple[int, int] = (0, 1),
     ):
-        from swaa.adapting import adaptation
+        from swaa.attaching import adaptation
 
         if batch_size < 1:
             raise ValueError(f"batch_size={batch_size}: use 1 or more")

@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import nn
 
-from swaa.adapting import parts
+from swaa.attaching import parts
 from swaa.compiling import decoder_layers
 from swaa.config import LayerRule
 

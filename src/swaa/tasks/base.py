@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol, get_args
 
 from swaa.prose import Split, check_split
-from swaa.registry import suggestion
+from swaa.registry import check_choice
 
 Kind = Literal["retrieval", "perplexity", "generation"]
 # Chain of thought, method 4 of the paper (arXiv 2512.10411).
@@ -122,10 +122,7 @@ def leading_ids(tokenizer: Any) -> list[int]:
 
 def check_reasoning(reasoning: str) -> None:
     """Raise `ValueError` unless `reasoning` names a way to ask for a chain of thought."""
-    known = get_args(Reasoning)
-    if reasoning not in known:
-        listed = ", ".join(repr(name) for name in known)
-        raise ValueError(f"reasoning={reasoning!r} is unknown.{suggestion(reasoning, known)} Use one of {listed}")
+    check_choice("reasoning", reasoning, get_args(Reasoning))
 
 
 def user_turn(tokenizer: Any, reasoning: Reasoning = "none") -> tuple[str, str]:

@@ -6,19 +6,20 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
-from swaa.prose import Split, check_split
-from swaa.tasks.base import Sample
+from swaa.prose import Split
+from swaa.tasks.base import Sample, check_request
 
 _INSTALL = "pip install 'swaa[data]'"
 
 
-def check_data_request(task: str, path: str | None, split: Split) -> str:
-    """Return `path`.
+def check_data_request(task: str, path: str | None, length: int, count: int, split: Split) -> str:
+    """Check the arguments of `Task.samples`; return `path`.
 
     Raises:
-        ValueError: there is none, or `split` is not `"test"`: a data set has no text to spare for calibration.
+        ValueError: as in `Task.samples`; there is no path, or `split` is not `"test"`: a data set has no text to spare
+            for calibration.
     """
-    check_split(split)
+    check_request(length, count, split)
     if split != "test":
         raise ValueError(
             f"task {task!r} has no calibration split: its whole data set is for testing. "

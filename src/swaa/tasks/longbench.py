@@ -5,8 +5,8 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, get_args
 
 from swaa.prose import Split
-from swaa.registry import suggestion
-from swaa.tasks.base import Kind, Reasoning, Sample, check_request, encode, user_turn
+from swaa.registry import check_choice
+from swaa.tasks.base import Kind, Reasoning, Sample, encode, user_turn
 from swaa.tasks.datafile import check_data_request, choose, read_rows
 
 TooLong = Literal["cut", "leave-out"]
@@ -50,10 +50,7 @@ class LongBenchV2:
 
     def __post_init__(self) -> None:
         """Refuse options that make no sample, with a `ValueError` that says what works."""
-        known = get_args(TooLong)
-        if self.too_long not in known:
-            hint = suggestion(self.too_long, known)
-            raise ValueError(f"too_long={self.too_long!r} is unknown.{hint} Use one of {', '.join(map(repr, known))}")
+        check_choice("too_long", self.too_long, get_args(TooLong))
 
     def samples(
         self,
@@ -70,9 +67,9 @@ class LongBenchV2:
         Raises:
             ValueError: as in `Task.samples`; or there is no data set, its schema is unknown, or no row fits.
         """
-        check_request(length, count, split)
+        path = check_data_request(_NAME, self.path, length, count, split)
         before, after = user_turn(tokenizer, reasoning)
-        rows = read_rows(check_data_request(_NAME, self.path, split), [_ORIGINAL, _SIMPLE])
+        rows = read_rows(path, [_ORIGINAL, _SIMPLE])
         room = length - self.max_new_tokens
 
         def make(row: dict[str, Any], meta: dict[str, Any]) -> tuple[Sample | None, int]:

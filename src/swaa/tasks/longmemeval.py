@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from swaa.prose import Split
-from swaa.tasks.base import Kind, Reasoning, Sample, check_request, encode, user_turn
+from swaa.tasks.base import Kind, Reasoning, Sample, encode, user_turn
 from swaa.tasks.datafile import check_data_request, choose, read_rows
 
 _NAME = "longmemeval"
@@ -65,9 +65,9 @@ class LongMemEval:
         Raises:
             ValueError: as in `Task.samples`; or there is no data set, its schema is unknown, or no row fits.
         """
-        check_request(length, count, split)
+        path = check_data_request(_NAME, self.path, length, count, split)
         before, after = user_turn(tokenizer, reasoning)
-        rows = read_rows(check_data_request(_NAME, self.path, split), [_ORIGINAL, _SIMPLE])
+        rows = read_rows(path, [_ORIGINAL, _SIMPLE])
 
         def make(row: dict[str, Any], meta: dict[str, Any]) -> tuple[Sample | None, int]:
             said = _said(row, reasoning)

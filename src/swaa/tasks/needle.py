@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, get_args
 
 from swaa.prose import Haystack, Split, haystack, sentence_ends
-from swaa.registry import suggestion
+from swaa.registry import check_choice
 from swaa.tasks.base import (
     Kind,
     Reasoning,
@@ -81,9 +81,7 @@ class Needle:
 
     def __post_init__(self) -> None:
         """Refuse options that make no sample, with a `ValueError` that says what works."""
-        if self.haystack not in get_args(Haystack):
-            hint = suggestion(self.haystack, get_args(Haystack))
-            raise ValueError(f"haystack={self.haystack!r} is unknown.{hint} Use one of 'prose', 'noise'")
+        check_choice("haystack", self.haystack, get_args(Haystack))
         is_pair = isinstance(self.depth, tuple | list) and len(self.depth) == 2
         if not is_pair or not 0 <= self.depth[0] <= self.depth[1] <= 1:
             raise ValueError(f"depth={self.depth!r} is no range: use (low, high) with 0 <= low <= high <= 1")

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, get_args
 
 from swaa.prose import NOISE, Split, haystack, sentence_ends
-from swaa.registry import suggestion
+from swaa.registry import check_choice
 from swaa.tasks.ruler import Draft, Ruler
 from swaa.tasks.words import name
 
@@ -54,10 +54,7 @@ class RulerNeedles(Ruler):
     def __post_init__(self) -> None:
         """Refuse options that make no sample, with a `ValueError` that says what works."""
         for field, known in (("hay", get_args(Hay)), ("key_type", get_args(Magic)), ("value_type", get_args(Magic))):
-            value = getattr(self, field)
-            if value not in known:
-                listed = ", ".join(map(repr, known))
-                raise ValueError(f"{field}={value!r} is unknown.{suggestion(value, known)} Use one of {listed}")
+            check_choice(field, getattr(self, field), known)
         for field in ("keys", "values", "queries"):
             if getattr(self, field) < 1:
                 raise ValueError(f"{field}={getattr(self, field)} leaves nothing to find: use 1 or more")

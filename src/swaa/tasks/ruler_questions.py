@@ -6,8 +6,8 @@ from itertools import cycle, islice
 from typing import Any, ClassVar, Literal, get_args
 
 from swaa.prose import Split
-from swaa.registry import suggestion
-from swaa.tasks.base import Kind, Reasoning, Sample, check_reasoning, check_request
+from swaa.registry import check_choice
+from swaa.tasks.base import Kind, Reasoning, Sample, check_reasoning
 from swaa.tasks.datafile import check_data_request, choose, read_json
 from swaa.tasks.ruler import Draft, Fit, found
 
@@ -40,10 +40,7 @@ class RulerQuestions:
 
     def __post_init__(self) -> None:
         """Refuse options that make no sample, with a `ValueError` that says what works."""
-        known = get_args(Source)
-        if self.source not in known:
-            hint = suggestion(self.source, known)
-            raise ValueError(f"source={self.source!r} is unknown.{hint} Use one of {', '.join(map(repr, known))}")
+        check_choice("source", self.source, get_args(Source))
 
     @property
     def describe(self) -> str:
@@ -66,10 +63,10 @@ class RulerQuestions:
         Raises:
             ValueError: as in `Task.samples`; or there is no file, it is not what `source` says, or no question fits.
         """
-        check_request(length, count, split)
-        check_reasoning(reasoning)
         name = _NAMES[self.source]
-        rows, documents = self._read(check_data_request(name, self.path, split))
+        path = check_data_request(name, self.path, length, count, split)
+        check_reasoning(reasoning)
+        rows, documents = self._read(path)
 
         def make(row: dict[str, Any], meta: dict[str, Any]) -> tuple[Sample | None, int]:
             draft = _draft(f"{name}/{seed}/{meta['row']}", row, documents)

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from swaa.adapters import PEFT_FILE
-from swaa.adapting import adaptation, parts
+from swaa.attaching import adaptation, parts
 from swaa.results import command_line, environment, model_revision, replace_json
 from swaa.storage import save
 from swaa.tasks import Sample

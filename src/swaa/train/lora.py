@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from swaa.adapters import PEFT_FILE
-from swaa.adapting import parts
+from swaa.attaching import parts
 from swaa.registry import suggestion
 from swaa.storage import load, save
 

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, kl_div
 from torch.utils.checkpoint import checkpoint
 
-from swaa.adapting import parts
+from swaa.attaching import parts
 from swaa.registry import Registry
 from swaa.switching import adapters_off
 

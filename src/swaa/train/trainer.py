@@ -10,7 +10,7 @@ from torch import Tensor
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
 from swaa.adapters import ADAPTATION_FILE
-from swaa.adapting import adaptation
+from swaa.attaching import adaptation
 from swaa.evaluate import score_answers
 from swaa.tasks import Sample
 from swaa.train.collator import Collator
