@@ -84,7 +84,8 @@ def _merge(
     folder.mkdir(parents=True, exist_ok=True)
     parts = [json.loads((results / cell.name / "run.json").read_text()) for cell in cells]
     recipes = {name: recipe for part in parts for name, recipe in part["recipes"].items()}
-    names = [FULL, *(point.name for point in grid(cells[0].window))]
+    # FA decode and tail are not measured on prose: the recipe without them stands for it.
+    plain = {FULL: FULL} | {x.name: x._replace(fa_decode=False, tail=0).name for x in grid(cells[0].window)}
     costs: dict[str, dict[str, dict[str, Any]]] = {}
     for part in parts:
         for name, by_length in part["cost"].items():
@@ -92,19 +93,28 @@ def _merge(
                 measured = times.get((name, int(length)), {})
                 known = {key: measured[key] for key in ("prefill_seconds", "kv_bytes") if measured.get(key)}
                 costs.setdefault(name, {})[length] = cost | known
-    summary = [row for cell in cells for row in json.loads((results / cell.name / "summary.json").read_text())]
-    summary.sort(key=lambda row: (names.index(row["recipe"]), row["length"]))
+    measured_rows: dict[str, list[dict[str, Any]]] = {}
+    for cell in cells:
+        for row in json.loads((results / cell.name / "summary.json").read_text()):
+            measured_rows.setdefault(row["recipe"], []).append(row)
+    summary = []
+    for name, stands_for in plain.items():
+        own = [row for row in measured_rows.get(name, []) if row["task"] != "perplexity"]
+        prose = [row | {"recipe": name} for row in measured_rows.get(stands_for, []) if row["task"] == "perplexity"]
+        # A recipe that is in no finished cell has no costs either.
+        summary += sorted(own + prose, key=lambda row: row["length"]) if name in costs else []
     for row in summary:
-        cost = costs[row["recipe"]][str(row["length"])]
-        row |= {key: cost[key] for key in ("prefill_seconds", "kv_bytes")}
+        cost = costs[row["recipe"]].get(str(row["length"]), {})
+        row |= {key: cost.get(key) for key in ("prefill_seconds", "kv_bytes")}
     settings = parts[0]["settings"] | {
         "tasks": list(dict.fromkeys(cell_task for cell in cells for cell_task in PARTS[cell.part].tasks)),
         "lengths": sorted({cell.length for cell in cells}),
         "samples": "by task and length",
     }
-    content = parts[0] | {"recipes": {name: recipes[name] for name in names if name in recipes}, "settings": settings}
+    content = parts[0] | {"recipes": {name: recipes[name] for name in plain if name in recipes}, "settings": settings}
     content |= {"cost": costs, "sessions": [session for part in parts for session in part["sessions"]]}
-    content |= {"layers": {name: layers for part in parts for name, layers in part["layers"].items()}}
+    layers = {name: words for part in parts for name, words in part["layers"].items()}
+    content |= {"layers": {name: words for name, words in layers.items() if name in plain}}
     content |= {"command": "python benchmarks/reproduce.py"}
     replace_lines(
         folder / "samples.jsonl", (row for cell in cells for row in read_lines(results / cell.name / "samples.jsonl"))
@@ -140,10 +150,8 @@ def _table(
         full = table[0]["mean"] if table else row["mean"]
         row["of_full"] = row["mean"] / full if scores and full else None
         row["longest_mean"] = _mean([found.get((name, task, n)) for task, n in asked if n == lengths[-1]])
-        # FA decode and tail are not measured on prose: the recipe without them stands for it.
-        plain = point._replace(fa_decode=False, tail=0).name if point else FULL
         for length in lengths:
-            prose, cost = found.get((plain, "perplexity", length)), costs.get(name, {}).get(str(length), {})
+            prose, cost = found.get((name, "perplexity", length)), costs.get(name, {}).get(str(length), {})
             row |= {f"perplexity_{length}": prose and prose["perplexity"]}
             row |= {f"{key}_{length}": cost.get(key) for key in ("prefill_flops_ratio", "prefill_seconds", "kv_bytes")}
         # The tail is over when decoding begins, so the recipe without it was timed.
