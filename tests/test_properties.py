@@ -54,7 +54,7 @@ def dense_rows(tokens, generated, left, rule, by_length):
 
 
 @given(passes(), rules())
-@cases(2000)
+@cases(3000)
 def test_masks_follow_the_rule(case, rule):
     arguments, tokens, generated, left = case
     mask = oracle_mask(build_geometry(**arguments), rule).expand(arguments["batch"], -1, -1)
@@ -124,7 +124,7 @@ def feed(config, model, cache, stream):
 
 
 @given(configurations(), streams(), st.sampled_from(["dynamic", "dynamic", "static"]))
-@cases(60)
+@cases(120)
 def test_caches_that_forget_change_nothing(config, stream, kind):
     caches = []
     for model in MODELS:
