@@ -205,8 +205,8 @@ class SWAAConfig:
         if not isinstance(values, Mapping):
             raise ConfigError(f"a configuration is a mapping of fields, not {type(values).__name__}")
         if "swaa_config" in values:
-            values = values["swaa_config"]
-        elif "config" in values:  # a recipe, or a layer plan
+            return cls.from_dict(values["swaa_config"])
+        if "config" in values:  # a recipe, or a layer plan
             return cls.from_dict(values["config"])
         if REFERENCE_NAMES.keys() & values.keys():
             return cls._from_reference(values)

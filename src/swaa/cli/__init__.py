@@ -11,7 +11,7 @@ from swaa import __version__
 from swaa.cli.common import notes
 
 # Each module has a function of its own name, or an app of its own.
-_COMMANDS = ("inspect", "compare", "select", "eval", "generate", "distill", "train", "merge", "report")
+_COMMANDS = ("inspect", "compare", "select", "eval", "generate", "distill", "train", "merge", "report", "recommend")
 _APPS = ("bench", "recipes")
 # Their options are those of another program.
 _FOREIGN = {"lm_eval": {"ignore_unknown_options": True, "allow_interspersed_args": False}}

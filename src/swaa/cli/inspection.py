@@ -72,13 +72,18 @@ def inspection(name: str, config: Any, recipe: Recipe, length: int | None) -> di
     }
 
 
-def _check(config: Any, adaptation: SWAAConfig) -> tuple[int, int]:
-    """Put the adaptation on a model without weights, and return the parameters: all, and those a token meets."""
+def without_weights(config: Any) -> Any:
+    """Build a model on the meta device: its parameters have shapes only."""
     text = config.get_text_config()
     with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(
+        return AutoModelForCausalLM.from_config(
             copy.deepcopy(text if type(text) in MODEL_FOR_CAUSAL_LM_MAPPING else config)
         )
+
+
+def _check(config: Any, adaptation: SWAAConfig) -> tuple[int, int]:
+    """Put the adaptation on a model without weights, and return the parameters: all, and those a token meets."""
+    model = without_weights(config)
     if adaptation != SWAAConfig():
         adapt(model, adaptation)
     return sum(parameter.numel() for parameter in model.parameters()), active_parameters(model)

@@ -1,0 +1,234 @@
+"""What `benchmarks/reproduce.py` measured, in `benchmarks/reproduce/`: tables, plots and the HTML report.
+
+`table.csv` has all, `table.md` the means over lengths, `paper.md` the recipes of the paper's table and ours beside
+them; `NAME-arithmetic.png`, `-prefill.png` and `-kv.png` set accuracy against cost. `reproduce.py` calls it.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+from reproduce import FULL, ORIGINAL, PARTS, TIMING, Cell, Variant, grid
+
+from swaa.models import DEFAULT_MODEL
+from swaa.report import plots
+from swaa.report.export import write_report
+from swaa.report.pareto import pareto_front
+from swaa.report.reading import read_runs
+from swaa.results import read_lines, replace_json, replace_lines, write_csv, write_json
+
+# As in arXiv 2512.10411, then what it does not have. `sinks` of 100 stand for a quarter of the window here.
+PAPER = [
+    *(("none", 0, False), ("none", 10, False), ("none", 0, True), ("1 in 2", 0, False), ("none", 100, True)),
+    *(("1 in 2", 0, True), ("1 in 4", 0, True), ("1 in 4", 10, True), ("1 in 2", 10, True), ("1 in 2", 100, True)),
+]
+OURS = [
+    *(("4 chosen", 10, True, 0), ("4 chosen", 100, False, 0), ("none", 10, True, 1), ("none", 100, True, 1)),
+    *(("4 chosen", 100, True, 1), ("1 in 2", 100, True, 1)),
+]
+# A task's column in the short tables.
+TASKS = {
+    "needle": "needle",
+    "needle-multikey": "multi-key",
+    "ruler-niah-multiquery": "multi-query",
+    "ruler-vt": "variables",
+}
+
+
+def collect(cells: Sequence[Cell], results: Path, publish: Path) -> None:
+    """Write what is published, from the cells that are complete."""
+    complete = [cell for cell in cells if cell.part != TIMING and (results / cell.name / "summary.json").exists()]
+    if not complete:
+        print("nothing is complete yet: there is nothing to collect")
+        return
+    publish.mkdir(parents=True, exist_ok=True)
+    timed = {
+        cell.window: {(row["recipe"], row["length"]): row for row in read_lines(results / f"{cell.name}.jsonl")}
+        for cell in cells
+        if cell.part == TIMING
+    }
+    runs = dict.fromkeys((cell.weights, cell.window) for cell in complete)
+    table, folders, environments = [], [], {}
+    for weights, window in runs:
+        own = [cell for cell in complete if (cell.weights, cell.window) == (weights, window)]
+        name, times = f"{weights}-{window}", timed.get(window, {})
+        folder = results / "runs" / name
+        content, summary = _merge(own, results, folder, times)
+        folders.append(folder)
+        rows = _table(weights, window, summary, content["cost"], times)
+        _plots(rows, f"{DEFAULT_MODEL}, {weights} weights, window {window}", publish / name)
+        table += rows
+        for session in content["sessions"]:
+            environments[json.dumps(session["environment"])] = session["environment"]
+    for row in (row for rows in timed.values() for row in rows.values()):
+        environments[json.dumps(row["environment"])] = row["environment"]
+    columns = list(dict.fromkeys(key for row in table for key in row))
+    write_csv(publish / "table.csv", [{key: _shown(row.get(key)) for key in columns} for row in table])
+    (publish / "table.md").write_text(markdown(table), encoding="utf-8")
+    (publish / "paper.md").write_text(markdown([row for row in table if row["listed"]]), encoding="utf-8")
+    left = [cell.name for cell in cells if cell not in complete and cell.part != TIMING]
+    write_json(
+        publish / "table.json",
+        {"command": "python benchmarks/reproduce.py", "not_complete": left, "environments": [*environments.values()]},
+    )
+    write_report(read_runs(folders), publish / "report.html")
+    print(f"{len(complete)} cells collected in {publish}, {len(left)} are not complete")
+
+
+def _merge(
+    cells: Sequence[Cell], results: Path, folder: Path, times: Mapping[tuple[str, int], Mapping[str, Any]]
+) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """Make one run, as `swaa report` reads it, of the cells of one model and window; return its content and rows."""
+    folder.mkdir(parents=True, exist_ok=True)
+    parts = [json.loads((results / cell.name / "run.json").read_text()) for cell in cells]
+    recipes = {name: recipe for part in parts for name, recipe in part["recipes"].items()}
+    # FA decode and tail are not measured on prose: the recipe without them stands for it.
+    plain = {FULL: FULL} | {x.name: x._replace(fa_decode=False, tail=0).name for x in grid(cells[0].window)}
+    costs: dict[str, dict[str, dict[str, Any]]] = {}
+    for part in parts:
+        for name, by_length in part["cost"].items():
+            for length, cost in by_length.items():
+                measured = times.get((name, int(length)), {})
+                known = {key: measured[key] for key in ("prefill_seconds", "kv_bytes") if measured.get(key)}
+                costs.setdefault(name, {})[length] = cost | known
+    measured_rows: dict[str, list[dict[str, Any]]] = {}
+    for cell in cells:
+        for row in json.loads((results / cell.name / "summary.json").read_text()):
+            measured_rows.setdefault(row["recipe"], []).append(row)
+    summary = []
+    for name, stands_for in plain.items():
+        own = [row for row in measured_rows.get(name, []) if row["task"] != "perplexity"]
+        prose = [row | {"recipe": name} for row in measured_rows.get(stands_for, []) if row["task"] == "perplexity"]
+        # A recipe that is in no finished cell has no costs either.
+        summary += sorted(own + prose, key=lambda row: row["length"]) if name in costs else []
+    for row in summary:
+        cost = costs[row["recipe"]].get(str(row["length"]), {})
+        row |= {key: cost.get(key) for key in ("prefill_seconds", "kv_bytes")}
+    settings = parts[0]["settings"] | {
+        "tasks": list(dict.fromkeys(cell_task for cell in cells for cell_task in PARTS[cell.part].tasks)),
+        "lengths": sorted({cell.length for cell in cells}),
+        "samples": "by task and length",
+    }
+    content = parts[0] | {"recipes": {name: recipes[name] for name in plain if name in recipes}, "settings": settings}
+    content |= {"cost": costs, "sessions": [session for part in parts for session in part["sessions"]]}
+    layers = {name: words for part in parts for name, words in part["layers"].items()}
+    content |= {"layers": {name: words for name, words in layers.items() if name in plain}}
+    content |= {"command": "python benchmarks/reproduce.py"}
+    replace_lines(
+        folder / "samples.jsonl", (row for cell in cells for row in read_lines(results / cell.name / "samples.jsonl"))
+    )
+    replace_json(folder / "summary.json", summary)
+    replace_json(folder / "run.json", content)
+    return content, summary
+
+
+def _table(
+    weights: str,
+    window: int,
+    summary: Sequence[Mapping[str, Any]],
+    costs: Mapping[str, Mapping[str, Mapping[str, Any]]],
+    times: Mapping[tuple[str, int], Mapping[str, Any]],
+) -> list[dict[str, Any]]:
+    found = {(row["recipe"], row["task"], row["length"]): row for row in summary}
+    lengths = sorted({row["length"] for row in summary})
+    asked = sorted({(row["task"], row["length"]) for row in summary if row["score"] is not None})
+    table: list[dict[str, Any]] = []
+    for point in (None, *grid(window)):
+        name = point.name if point else FULL
+        if not any(key[0] == name for key in found):
+            continue
+        row: dict[str, Any] = {"weights": weights, "window": window, "recipe": name, "listed": _listed(point, window)}
+        row |= point._asdict() if point else {"layers": "all", "sinks": 0, "fa_decode": False, "tail": 0}
+        scores = {
+            f"{task}_{length}": found[name, task, length]["score"]
+            for task, length in asked
+            if (name, task, length) in found
+        }
+        row |= scores | {"mean": fmean(scores.values()) if scores else None}
+        full = table[0]["mean"] if table else row["mean"]
+        row["of_full"] = row["mean"] / full if scores and full else None
+        row["longest_mean"] = _mean([found.get((name, task, n)) for task, n in asked if n == lengths[-1]])
+        for length in lengths:
+            prose, cost = found.get((name, "perplexity", length)), costs.get(name, {}).get(str(length), {})
+            row |= {f"perplexity_{length}": prose and prose["perplexity"]}
+            row |= {f"{key}_{length}": cost.get(key) for key in ("prefill_flops_ratio", "prefill_seconds", "kv_bytes")}
+        # The tail is over when decoding begins, so the recipe without it was timed.
+        stands_for = point._replace(tail=0).name if point else FULL
+        steps = [x["decode_ms"] for (recipe, _), x in times.items() if recipe == stands_for and x.get("decode_ms")]
+        row |= {"decode_ms": steps[0] if steps else None, "longest": lengths[-1]}
+        table.append(row)
+    return table
+
+
+def _mean(rows: Sequence[Mapping[str, Any] | None]) -> float | None:
+    values = [row["score"] for row in rows if row]
+    return fmean(values) if values else None
+
+
+def _listed(point: Variant | None, window: int) -> bool:
+    """Tell whether a recipe is in the short table: one of the paper's, or of ours beside them."""
+    if point is None:
+        return True
+    sinks = 100 if point.sinks == window // 4 else point.sinks
+    paper = (point.layers, sinks, point.fa_decode) in PAPER and not point.tail
+    return paper or (point.layers, sinks, point.fa_decode, int(point.tail > 0)) in OURS
+
+
+def markdown(table: Sequence[Mapping[str, Any]]) -> str:
+    """Return rows in the shape of the paper's table: settings, mean scores over the lengths in percent, costs."""
+    head = ["weights", "window", "full layers", "sinks", "FA decode", "tail", *TASKS.values(), "mean", "of full"]
+    head += ["perplexity", "arithmetic", "prefill, ms", "token, ms", "KV, MB"]
+    lines = [head, ["---"] * 3 + ["---:"] * (len(head) - 3)]
+    for row in table:
+        full, longest = row["recipe"] == FULL, row["longest"]
+        line = ["original" if row["weights"] == ORIGINAL else row["weights"], "full" if full else str(row["window"])]
+        line += [row["layers"], str(row["sinks"]), "-" if full else "yes" if row["fa_decode"] else "no"]
+        line.append(str(row["tail"]))
+        for task in TASKS:
+            scores = [row[key] for key in row if key.rpartition("_")[0] == task and row[key] is not None]
+            line.append(_number(fmean(scores) if scores else None, 100, 1))
+        line += [_number(row["mean"], 100, 1), _number(row["of_full"], 1, 2)]
+        line.append(_number(row[f"perplexity_{longest}"], 1, 1))
+        line.append(_number(row[f"prefill_flops_ratio_{longest}"], 1, 2))
+        line.append(_number(row[f"prefill_seconds_{longest}"], 1e3, 1))
+        line += [_number(row["decode_ms"], 1, 2), _number(row[f"kv_bytes_{longest}"], 1e-6, 1)]
+        lines.append(line)
+    longest = max((row["longest"] for row in table), default=0)
+    note = (
+        f"{DEFAULT_MODEL}. Scores in percent, means over the lengths of each run; perplexity and costs at the longest "
+        f"({longest} tokens at most); arithmetic of the prefill as a fraction of full attention's."
+    )
+    return "\n".join([note, "", *(f"| {' | '.join(line)} |" for line in lines)]) + "\n"
+
+
+def _number(value: float | None, factor: float, digits: int) -> str:
+    return "-" if value is None else f"{value * factor:.{digits}f}"
+
+
+def _shown(value: Any) -> Any:
+    return "" if value is None else value
+
+
+def _plots(table: Sequence[Mapping[str, Any]], title: str, path: Path) -> None:
+    """Plot accuracy at the longest length against each cost that is known: the front, and the short table's recipes."""
+    longest = table[0]["longest"]
+    costs = {
+        "arithmetic": (f"prefill_flops_ratio_{longest}", 1.0, "prefill arithmetic, fraction of full attention's"),
+        "prefill": (f"prefill_seconds_{longest}", 1e3, f"prefill of {longest} tokens (ms)"),
+        "kv": (f"kv_bytes_{longest}", 1e-6, f"keys and values of {longest} tokens (MB)"),
+    }
+    for kind, (column, factor, label) in costs.items():
+        known = [row for row in table if row[column] is not None and row["longest_mean"] is not None]
+        if len(known) < 2:
+            continue
+        points = {row["recipe"]: (row[column] * factor, row["longest_mean"]) for row in known}
+        kept = {*pareto_front(points), *(row["recipe"] for row in known if row["listed"])}
+        rows = [
+            {"recipe": name, "accuracy": score, "prefill_seconds": cost}
+            for name, (cost, score) in points.items()
+            if name in kept
+        ]
+        figure = plots.accuracy_against_time(rows, title=f"{title}, {longest} tokens", time_label=label, full=FULL)
+        plots.save(figure, path.with_name(f"{path.name}-{kind}.png"))

@@ -1,0 +1,249 @@
+"""Which recipe suits a model, a length and a goal: candidates, what each costs, and the choice with its reasons.
+
+Costs are computed (`swaa.cost`). Whether a recipe still finds things in its prompt is measured on the model itself
+(`calibrate`); otherwise it is what the same kind of recipe did on another model, and said to be so.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from swaa.adapting import adapt, plan_layers, restore
+from swaa.config import SWAAConfig
+from swaa.cost import RelativeCost, kv_bytes, relative_cost
+from swaa.evaluate import score_answers
+from swaa.recipes import Recipe, load_recipe, model_shape, recipe_names
+from swaa.tasks import TASKS
+
+GOALS = ("speed", "quality", "memory")
+CALIBRATION_TASKS = ("needle", "needle-multikey")
+# What a recipe must keep of full attention's accuracy to be chosen for its cost.
+KEPT = 0.9
+# Below this saving full attention is the better choice.
+_WORTH = 0.9
+# The paper's advice for long prompts (arXiv 2512.10411, recommendations), and smaller ones for shorter prompts.
+_LARGEST_WINDOW, _LARGEST_SINKS, _SMALLEST_WINDOW, _SHARE = 4096, 128, 64, 8
+_TAIL = 64
+_NEEDLE = "of 0.97 on SmolLM2-135M, one needle in 2k tokens, window 256 (benchmarks/needle-2048.csv)"
+_PAPER = "of 74.6 on Qwen3-4B-Thinking after fine-tuning, LongMemEval (arXiv 2512.10411)"
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A recipe that may be chosen.
+
+    Args:
+        recipe: the recipe.
+        cost: what it costs at the length, as fractions of full attention's.
+        kv_bytes: keys and values held once the prompt is complete, in 16 bits; None: not known for this family.
+        retrieves: whether its kind finds things anywhere in the prompt: "untrained", "trained" (only after
+            fine-tuning under it), "no", or "unknown".
+        evidence: where that is from.
+        accuracy: on this model, 0 to 1, if it was calibrated.
+    """
+
+    recipe: Recipe
+    cost: RelativeCost
+    kv_bytes: int | None
+    retrieves: str
+    evidence: str
+    accuracy: float | None = None
+
+
+@dataclass(frozen=True)
+class Recommendation:
+    """The outcome.
+
+    Args:
+        candidates: all, full attention first.
+        chosen: one of them.
+        reasons: sentences: why it, and what nobody measured.
+    """
+
+    candidates: list[Candidate]
+    chosen: Candidate
+    reasons: list[str]
+
+
+def candidates(model_config: Any, length: int, parameters: int, *, more: Sequence[Recipe] = ()) -> list[Candidate]:
+    """Return the recipes that are considered, full attention first, with their costs.
+
+    The window is an eighth of the length, 64 to 4096 tokens; the sinks a quarter of it, 128 at most.
+
+    Args:
+        model_config: the model's configuration of transformers, a composite one too.
+        length: tokens of a prompt.
+        parameters: parameters that a token passes through (`swaa.cost.active_parameters`).
+        more: recipes of the user's own.
+
+    Raises:
+        AdaptError: the model has no layer to adapt.
+        ConfigError: a recipe does not fit the model.
+        ValueError: two recipes have one name.
+    """
+    window = min(max(length // _SHARE, _SMALLEST_WINDOW), _LARGEST_WINDOW)
+    sizes = {"window": window, "sinks": min(window // 4, _LARGEST_SINKS)}
+    decode, tail = {**sizes, "fa_decode": True}, {**sizes, "fa_decode": True, "dense_tail": _TAIL}
+    found: list[tuple[Recipe, str, str]] = [
+        (load_recipe("full"), "untrained", "the model as it was pretrained"),
+        (_recipe("sinks", **sizes), "no", f"0.00 {_NEEDLE}"),
+        (_recipe("sinks-fa-decode", **decode), "trained", f"0.81 {_NEEDLE}; 57.9 without sinks {_PAPER}"),
+        (_recipe("sinks-fa-decode-tail", **tail), "untrained", f"0.97 with 10 sinks {_NEEDLE}"),
+        (_recipe("sinks-odd", full_layers="odd", **sizes), "trained", f"0.00 {_NEEDLE}; 63.6 {_PAPER}"),
+        (_recipe("sinks-odd-fa-decode", full_layers="odd", **decode), "untrained", f"0.97 {_NEEDLE}"),
+        (
+            _recipe("sinks-odd-fa-decode-tail", full_layers="odd", **tail),
+            "untrained",
+            f"sinks-odd-fa-decode has 0.97 {_NEEDLE}, and its last rows see more",
+        ),
+    ]
+    shape = model_shape(model_config)
+    for plan in map(load_recipe, recipe_names()):
+        if plan.plan.get("shape") == shape:
+            chosen = plan.replace(**tail)
+            found.append((replace(chosen, name=f"{plan.name} + tail"), "untrained", f"0.99 without tail {_NEEDLE}"))
+            released = plan.replace(**sizes, fa_decode=False)
+            note = "these layers were chosen under FA decode, not measured without it"
+            found.append((replace(released, name=f"{plan.name} without FA decode"), "unknown", note))
+    found += [(recipe, "unknown", "yours") for recipe in more]
+    names = [recipe.name for recipe, _, _ in found]
+    if twice := [name for name in names if names.count(name) > 1]:
+        raise ValueError(f"recipes: several are called {twice[0]!r}: rename yours")
+    return [_priced(model_config, length, parameters, *each) for each in found]
+
+
+def _recipe(name: str, **config: Any) -> Recipe:
+    return Recipe(name, SWAAConfig(**config))
+
+
+def _priced(model_config: Any, length: int, parameters: int, recipe: Recipe, retrieves: str, why: str) -> Candidate:
+    recipe.check_model(model_config)
+    rules = plan_layers(model_config.get_text_config(), recipe.config)
+    release = recipe.config.release_kv
+    cost = relative_cost(model_config, rules, length, parameters, release_kv=release)
+    return Candidate(recipe, cost, kv_bytes(model_config, rules, length, release_kv=release), retrieves, why)
+
+
+def calibrate(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    found: Sequence[Candidate],
+    *,
+    length: int,
+    samples: int,
+    progress: Callable[[str, int, int], None] = lambda text, done, total: None,
+) -> list[Candidate]:
+    """Measure the accuracy of candidates on needles of the calibration split; the model is restored afterwards.
+
+    Args:
+        model: an unadapted model.
+        tokenizer: its tokenizer.
+        found: the candidates.
+        length: tokens of a prompt.
+        samples: prompts of each of `CALIBRATION_TASKS`.
+        progress: called with the candidate's name, prompts done, and prompts in all.
+
+    Raises:
+        ValueError: the length has no room for a needle, or there are no samples.
+    """
+    made = [
+        sample
+        for task in CALIBRATION_TASKS
+        for sample in TASKS[task].samples(tokenizer, length=length, count=samples, seed=0, split="calibration")
+    ]
+    measured: list[Candidate] = []
+    try:
+        for candidate in found:
+            adapt(model, candidate.recipe.config)
+            correct = 0
+            for answer in score_answers(model, tokenizer, made):
+                correct += answer.correct
+                done = len(made) * len(measured) + answer.index + 1
+                progress(candidate.recipe.name, done, len(made) * len(found))
+            measured.append(replace(candidate, accuracy=correct / len(made)))
+    finally:
+        restore(model)
+    return measured
+
+
+def recommend(found: Sequence[Candidate], goal: str) -> Recommendation:
+    """Choose one of the candidates.
+
+    Among those that retrieve, which is 0.9 of full attention's accuracy after a calibration: the cheapest prefill for
+    "speed", the smallest KV for "memory"; for "quality" the most accurate, or without a calibration the one that
+    leaves out the least of full attention. Where that saves less than a tenth, it is full attention.
+
+    Args:
+        found: candidates, full attention first; all calibrated or none.
+        goal: one of `GOALS`.
+
+    Raises:
+        ValueError: there is no such goal.
+    """
+    if goal not in GOALS:
+        raise ValueError(f"goal={goal!r}: use one of {', '.join(GOALS)}")
+    full, sliding = found[0], found[1:]
+    calibrated = full.accuracy is not None
+    fitting = [each for each in sliding if _fits(each, full)]
+    reasons = []
+    if not calibrated and goal == "memory" and not any(_kv(each) < 1 for each in fitting):
+        fitting = [each for each in sliding if each.retrieves == "trained" and _kv(each) < 1]
+        reasons.append(
+            "No recipe is known to release KV and still retrieve without training: fine-tune under this one "
+            "(`swaa train`), or choose its layers (`swaa select`)."
+        )
+    if not fitting:
+        why = f"No recipe keeps {KEPT} of full attention's accuracy ({full.accuracy}) here: "
+        return Recommendation(list(found), full, [why + "fine-tune (`swaa train`), or use a larger window."])
+    if goal == "memory":
+        chosen = min(fitting, key=lambda each: (_kv(each), _flops(each)))
+    elif goal == "speed":
+        chosen = min(fitting, key=lambda each: (_flops(each), _kv(each)))
+    elif calibrated:
+        chosen = max(fitting, key=lambda each: (each.accuracy, -_flops(each)))
+    else:
+        chosen = max(fitting, key=_flops)
+    saved, what = (chosen.cost.kv, "KV bytes") if goal == "memory" else (chosen.cost.flops, "prefill arithmetic")
+    if saved is not None and saved > _WORTH:
+        note = f"The best recipe for {goal}, {chosen.recipe.name}, needs {saved:.0%} of full attention's {what}"
+        return Recommendation(list(found), full, [f"{note}: not worth an adaptation. Stay with full attention."])
+    return Recommendation(list(found), chosen, [*_why(chosen, full, goal), *reasons])
+
+
+def _fits(candidate: Candidate, full: Candidate) -> bool:
+    if full.accuracy is None or candidate.accuracy is None:
+        return candidate.retrieves == "untrained"
+    return candidate.accuracy >= KEPT * full.accuracy and full.accuracy > 0
+
+
+def _why(chosen: Candidate, full: Candidate, goal: str) -> list[str]:
+    trained = " once fine-tuned" if chosen.accuracy is None and chosen.retrieves == "trained" else ""
+    rules = {
+        "speed": "the cheapest prefill among those that retrieve",
+        "memory": f"the smallest KV among those that retrieve{trained}",
+        "quality": "the most accurate on this model"
+        if chosen.accuracy is not None
+        else "the one of those that retrieve which leaves out the least of full attention",
+    }
+    reasons = [f"{chosen.recipe.name}: {rules[goal]}."]
+    if chosen.cost.flops is None:
+        reasons.append("The arithmetic of this family is not known here, so recipes are not told apart by it.")
+    if chosen.cost.kv is not None and chosen.cost.kv > _WORTH:
+        reasons.append("It saves prefill, not memory: generated tokens see everything, so all keys are kept.")
+    if chosen.accuracy is not None:
+        reasons.append(f"Accuracy {chosen.accuracy:.2f} on generated needles, full attention {full.accuracy:.2f}.")
+    else:
+        reasons.append(f"Accuracy is not measured on this model; its kind: {chosen.evidence}. Add --calibrate.")
+    reasons.append("Time is not measured: the arithmetic bounds it, `swaa bench prefill` measures it.")
+    return reasons
+
+
+def _flops(candidate: Candidate) -> float:
+    return math.inf if candidate.cost.flops is None else candidate.cost.flops
+
+
+def _kv(candidate: Candidate) -> float:
+    return math.inf if candidate.cost.kv is None else candidate.cost.kv

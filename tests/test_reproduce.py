@@ -1,0 +1,88 @@
+"""The reproduction of the paper's grid: what it covers, and a cell that is stopped, continued and collected."""
+
+import csv
+import json
+import subprocess
+import sys
+from itertools import product
+from pathlib import Path
+
+import pytest
+
+from swaa.config import SWAAConfig
+
+BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
+
+
+@pytest.fixture(autouse=True)
+def importable(monkeypatch):
+    monkeypatch.syspath_prepend(BENCHMARKS)
+
+
+def start(*words):
+    command = [sys.executable, str(BENCHMARKS / "reproduce.py"), *map(str, words)]
+    return subprocess.run(command, capture_output=True, text=True, check=False)
+
+
+def test_the_grid_has_every_combination():
+    import reproduce
+
+    configs = [point.recipe(256).config for point in reproduce.grid(256)]
+    chosen = (7, 15, 17, 18)
+    for layers, sinks, fa_decode, tail in product(
+        ("none", "1/4", "odd", chosen), (0, 10, 64), (False, True), (0, reproduce.TAIL)
+    ):
+        wanted = SWAAConfig(window=256, sinks=sinks, full_layers=layers, fa_decode=fa_decode, dense_tail=tail)
+        assert wanted in configs
+    assert len(set(configs)) == len(configs) == 50
+
+
+def test_the_papers_recipes_and_ours_are_listed():
+    import reproduce
+    import reproduce_table
+
+    for window in reproduce.WINDOWS:
+        listed = [point for point in reproduce.grid(window) if reproduce_table._listed(point, window)]
+        assert len(listed) == len(reproduce_table.PAPER) + len(reproduce_table.OURS)
+
+
+def test_cells_are_listed_with_their_cost(monkeypatch, capsys):
+    import reproduce
+
+    def listed(*words):
+        monkeypatch.setattr(sys, "argv", ["reproduce.py", "--list", *words])
+        reproduce.main()
+        return capsys.readouterr().out
+
+    names = [line.split()[0] for line in listed("--windows", "64", "32", "--lengths", "512", "256").splitlines()[1:-1]]
+    assert names[0] == "original-64-512-answers"
+    assert names[-2:] == ["timing-64", "timing-32"]
+    # The second window is for prompts of eight windows and more.
+    narrow = listed("--windows", "32", "64", "--lengths", "512", "256")
+    assert "original-64-512-answers" in narrow
+    assert "original-64-256-answers" not in narrow
+    with pytest.raises(SystemExit):
+        listed("--cells", "nothing")
+    assert "no such cells: nothing" in capsys.readouterr().err
+
+
+def test_a_cell_that_was_stopped_is_continued_and_collected(tmp_path):
+    words = ["--windows", 16, "--lengths", 128, "--samples", 1, "--device", "cpu"]
+    words += ["--cells", "original-16-128-perplexity", "--output", tmp_path / "results", "--publish", tmp_path / "made"]
+    stopped = start(*words, "--minutes", 0)
+    assert "out of time" in stopped.stdout, stopped.stderr
+    cell = tmp_path / "results" / "original-16-128-perplexity"
+    first = (cell / "samples.jsonl").read_text()
+    assert len(first.splitlines()) == 1
+    assert not (cell / "summary.json").exists()
+    done = start(*words, "--jobs", 2)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stdout.endswith("complete\n")
+    assert (cell / "samples.jsonl").read_text().startswith(first)
+    assert len(json.loads((cell / "run.json").read_text())["sessions"]) == 2
+    rows = csv.DictReader((tmp_path / "made" / "table.csv").read_text().splitlines())
+    by_name = {row["recipe"]: float(row["perplexity_128"]) for row in rows}
+    assert by_name["10 sinks"] < by_name["naive"]
+    assert by_name["full"] == min(by_name.values())
+    assert "| original | 16 | none | 10 |" in (tmp_path / "made" / "table.md").read_text()
+    assert (tmp_path / "made" / "report.html").exists()
