@@ -1,4 +1,4 @@
-"""The documentation: its code runs, its commands can be typed, its numbers and pictures are what their commands make."""
+"""The documentation: its code runs, its commands can be typed, its tables and pictures are what their code makes."""
 
 import importlib.util
 import re
@@ -112,6 +112,12 @@ def test_commands_that_cannot_be_typed_are_noticed():
     assert problem(found["make VENV=x tset"]) == "no target ['tset']"
     assert problem(found["swaa compare -r naive --length 2k"]) is None
     assert len(found) == 7
+
+
+def test_examples_of_extensions_are_short():
+    lengths = [block[2].count("\n") for block in blocks(ROOT / "docs" / "extending.md", "python")]
+    assert len(lengths) >= 4
+    assert max(lengths) < 40
 
 
 def test_every_shipped_recipe_is_explained():
