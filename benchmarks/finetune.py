@@ -185,28 +185,32 @@ def collect(options):
     write_csv(HERE / "finetune.csv", table)
     facts = {"command": command_line(), "environment": environment(), "trained": trained}
     write_json(HERE / "finetune.json", facts)
-    plot(table, trained)
+    plot(table)
 
 
-def plot(table, trained):
+def plot(table):
     from matplotlib.figure import Figure
 
     series = list(dict.fromkeys((row["name"], row["attention"]) for row in table))
-    figure = Figure((13, 4.5), layout="constrained")
+    figure = Figure((15, 4.5), layout="constrained")
     axes = figure.subplots(1, 3)
     for axis, task in zip(axes, (*ACCURACY_TASKS, "perplexity"), strict=True):
         for name, attention in series:
             rows = [x for x in table if (x["name"], x["attention"], x["task"]) == (name, attention, task)]
             rows.sort(key=lambda row: row["length"])
             values = [row["perplexity" if task == "perplexity" else "accuracy"] for row in rows]
-            style = ":" if name == ORIGINAL and attention != "full" else "--" if attention == "full" else "-"
-            axis.plot([row["length"] for row in rows], values, style, marker="o", label=f"{name}: {attention}")
-        axis.set(title=task, xlabel="tokens")
+            style = "--" if attention == "full" else ":" if name == ORIGINAL else "-"
+            color = {"color": "black"} if (name, attention) == (ORIGINAL, "full") else {}
+            lengths = [row["length"] for row in rows]
+            axis.plot(lengths, values, style, marker="o", label=f"{name}: {attention}", **color)
+        axis.set(title=task, xlabel="tokens", xticks=sorted({row["length"] for row in table}))
         axis.spines[["top", "right"]].set_visible(False)
         if task != "perplexity":
             axis.set(ylabel="accuracy", ylim=(0, 1.03))
-    axes[2].legend(fontsize=7, frameon=False)
-    figure.suptitle(f"SmolLM2-135M-Instruct, window {WINDOW}: before fine-tuning (dotted) and after")
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside right center", frameon=False)
+    figure.suptitle(
+        f"SmolLM2-135M-Instruct, window {WINDOW}: before (dotted) and after fine-tuning; dashed: full attention"
+    )
     figure.savefig(HERE / "finetune.png", dpi=120)
 
 

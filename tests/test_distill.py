@@ -18,6 +18,7 @@ from swaa.endpoint import EndpointError
 from swaa.judge import Judge
 from swaa.train import make_examples, read_data
 from test_train_data import CHATML
+from test_train_processes import launch
 from training import VOCABULARY, tiny_tokenizer
 
 SHORT = Sampling(samples=2, max_new_tokens=12)
@@ -164,8 +165,12 @@ def test_folders_of_other_runs_are_refused(prompts, tmp_path):
 
 
 def test_what_a_teacher_cannot_answer(tmp_path, prompts):
-    with pytest.raises(ValueError, match=r"row 2 has \d+ tokens, and with an answer of 12 more than the 512"):
-        distill(read(tmp_path, [{"prompt": "a"}, {"prompt": "b" * 500}]), teacher(), tmp_path / "out", SHORT)
+    mixed = read(tmp_path, [{"prompt": "a"}, {"prompt": "b" * 500}])
+    counts = distill(mixed, teacher(), tmp_path / "out", SHORT, Filters(()))["counts"]
+    assert (counts["answers"], counts["rejected"]["length"]) == (4, 2)
+    assert [row["row"] for row in table(tmp_path / "out", "rejected")] == [1, 1]
+    with pytest.raises(ValueError, match=r"has \d+ tokens, and with an answer of 12 more than the 512"):
+        distill(mixed[1:], teacher(), tmp_path / "long", SHORT)
     model = swaa.adapt(tiny_model(vocab_size=len(VOCABULARY)), swaa.SWAAConfig(window=4))
     with pytest.raises(ValueError, match="the teacher is adapted"):
         teacher(model=model)
@@ -326,13 +331,31 @@ def run(*words):
     return CliRunner().invoke(app, [str(word) for word in words], env={"COLUMNS": "200"})
 
 
-def test_the_command(tmp_path, serve):
+@pytest.fixture
+def folder(tmp_path):
+    """A model in a folder, and prompts."""
     model = AutoModelForCausalLM.from_config(tiny_model(vocab_size=len(VOCABULARY), initializer_range=0.02).config)
     model.generation_config.eos_token_id = list(range(20))
     model.save_pretrained(tmp_path / "tiny")
     tiny_tokenizer(CHATML).save_pretrained(tmp_path / "tiny")
+    rows = [{"prompt": f"number {i}?", "answer": str(i)} for i in range(6)]
+    (tmp_path / "prompts.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    return tmp_path
+
+
+def test_several_processes_give_the_same_answers(folder):
+    words = f"distill -d {folder}/prompts.jsonl -m {folder}/tiny --samples 3 --max-new-tokens 12 --batch-size 4".split()
+    words += ["--device", "cpu", "--dtype", "float32", "-o"]
+    assert run(*words, folder / "one").exit_code == 0
+    done = launch([*words, str(folder / "two")])
+    assert done.stderr.count("of 18 answers") == 1
+    for name in ("answers", "rejected"):
+        assert table(folder / "two", name) == table(folder / "one", name)
+    assert not list((folder / "two").glob("answers.*.jsonl"))
+
+
+def test_the_command(folder, tmp_path, serve):
     data, out = tmp_path / "prompts.jsonl", tmp_path / "out"
-    data.write_text("\n".join(json.dumps({"prompt": f"number {i}?", "answer": str(i)}) for i in range(6)))
     words = ["distill", "-d", data, "-o", out, "-m", tmp_path / "tiny", "--samples", 2, "--max-new-tokens", 12]
     result = run(*words, "--device", "cpu", "--dtype", "float32")
     assert result.exit_code == 0, result.output

@@ -1,12 +1,17 @@
 """Linear layers on a single row: the kernel (in Triton's interpreter), and where it is put into a graph."""
 
+import os
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 import torch
 from torch import nn
 
 import swaa
 from families import tiny_model
-from swaa.gemv import backend, gemv, rewrite
+from swaa.gemv import gemv, inductor, rewrite
 
 
 @pytest.fixture(autouse=True)
@@ -81,7 +86,7 @@ def test_inductor_compiles_the_rest():
     torch.manual_seed(0)
     model = Layer()
     x = torch.randn(1, 1, 24)
-    torch.testing.assert_close(torch.compile(model, dynamic=True, backend=backend({}))(x), model(x))
+    torch.testing.assert_close(torch.compile(model, dynamic=True, backend=inductor)(x), model(x))
 
 
 @torch.no_grad()
@@ -89,5 +94,12 @@ def test_a_model_computes_the_same_tokens():
     model = swaa.adapt(tiny_model(), swaa.SWAAConfig(window=7, sinks=3, fa_decode=True))
     ids = torch.randint(3, 101, (1, 30))
     wanted = model.generate(ids, max_new_tokens=6, do_sample=False)
-    swaa.compile_layers(model, single_token=True)
+    swaa.compile_layers(model)
     assert torch.equal(model.generate(ids, max_new_tokens=6, do_sample=False), wanted)
+
+
+def test_kernels_compile_for_hopper_and_wait_in_time():
+    command = [sys.executable, str(Path(__file__).parent / "compile_kernels.py")]
+    run = subprocess.run(command, env=os.environ | {"TRITON_INTERPRET": "0"}, capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr
+    assert run.stdout.split() == ["split", "merge", "write_slot", "gemv,", "describe_slots"]

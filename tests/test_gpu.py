@@ -12,6 +12,7 @@ from swaa.attention import BACKENDS, flex
 from swaa.cache import SinkWindowLayer, StaticSinkWindowLayer
 from swaa.config import LayerRule
 from swaa.decoding import DecodeStep
+from swaa.gemv import gemv
 from swaa.geometry import build_geometry
 from test_attention import PASSES, RULES, real_rows, tensors
 
@@ -178,6 +179,16 @@ def test_recorded_steps_are_token_exact(config, monkeypatch):
 
 
 @torch.no_grad()
+@pytest.mark.parametrize("columns", [100, 2560, 9728])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32], ids=str)
+def test_products_with_a_single_row(columns, dtype):
+    x = torch.randn(1, 1, columns, device="cuda", dtype=dtype)
+    weights = [torch.randn(rows, columns, device="cuda", dtype=dtype) for rows in (4096, 1000, 3)]
+    expected = torch.cat([torch.nn.functional.linear(x.double(), weight.double()) for weight in weights], dim=-1)
+    actual = gemv(x, weights).double()
+    assert (actual - expected).norm() / expected.norm() < (1e-5 if dtype == torch.float32 else 1e-2)
+
+
 def test_compiled_layers_compute_the_same():
     model = swaa.adapt(tiny_model().cuda(), CONFIG)
     ids = IDS.cuda()

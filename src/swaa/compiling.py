@@ -12,18 +12,14 @@ import torch
 from torch import nn
 from transformers.modeling_utils import AttentionInterface
 
+from swaa import gemv
 from swaa.adapting import adaptation, parts
 from swaa.forward import AdaptError, attention
 
 ModelT = TypeVar("ModelT", bound=nn.Module)
-# Inductor's options for a single token, where launches count: kernels that are independent in one launch, each started
-# while the one before it ends.
-_SHORT = {"combo_kernels": True, "triton.enable_pdl": True}
 
 
-def compile_layers(
-    model: ModelT, *, backend: str | Callable[..., Any] = "inductor", single_token: bool = False
-) -> ModelT:
+def compile_layers(model: ModelT, *, backend: str | Callable[..., Any] = "inductor") -> ModelT:
     """Compile the decoder layers, the last norm and the LM head of an adapted model; `restore` takes it off again.
 
     Compilation happens in the first passes (about half a minute on a GPU, once for prompts and once for single tokens)
@@ -31,9 +27,7 @@ def compile_layers(
 
     Args:
         model: an adapted model.
-        backend: of `torch.compile`.
-        single_token: for passes of one token: linear layers are computed by `swaa.gemv`; Inductor compiles the rest,
-            whatever `backend` says.
+        backend: of `torch.compile`. Inductor gets the linear layers of a single token replaced by `swaa.gemv`.
 
     Returns:
         The same model.
@@ -47,12 +41,9 @@ def compile_layers(
     _, decoder = parts(model)
     # The description of a pass is plain Python that changes with every pass: nothing to trace.
     AttentionInterface.register(decoder.config._attn_implementation, torch.compiler.disable(attention))
-    if single_token:
-        from swaa import gemv
-
-        backend = gemv.backend(_SHORT)
+    chosen = gemv.inductor if backend == "inductor" else backend
     for module in _modules(model):
-        module.compile(dynamic=True, backend=backend)
+        module.compile(dynamic=True, backend=chosen)
         assert module._compiled_call_impl is not None
         module._compiled_call_impl = _Shared(module._compiled_call_impl)
     state.compiled = True

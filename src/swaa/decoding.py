@@ -193,7 +193,7 @@ class DecodeStep:
     def _record(self) -> None:
         state: Adaptation = vars(self.model.get_decoder())["_swaa"]
         if not state.compiled:
-            compile_layers(self.model, single_token=True)
+            compile_layers(self.model)
             self.compiled = True
         column = self.cache.column.clone()
         side = torch.cuda.Stream()

@@ -13,7 +13,7 @@ from swaa.config import ConfigError, SWAAConfig
 from swaa.models import DEFAULT_MODEL, default_model_path
 
 
-def save(model: Any, path: str | Path) -> None:
+def save(model: Any, path: str | Path, *, state_dict: dict[str, Any] | None = None) -> None:
     """Save a model with its adaptation: weights as `save_pretrained` does, and what `swaa.load` needs.
 
     A plain adapted model carries its adaptation in `config.json`, so `model.save_pretrained` does as well; a
@@ -22,6 +22,7 @@ def save(model: Any, path: str | Path) -> None:
     Args:
         model: an adapted model of transformers, PEFT-wrapped or not.
         path: folder to write.
+        state_dict: the weights, where the model itself holds only a part of them (FSDP); None: those of the model.
 
     Raises:
         ConfigError: the model carries no adaptation.
@@ -29,7 +30,7 @@ def save(model: Any, path: str | Path) -> None:
     state = adaptation(model)
     if state is None:
         raise ConfigError("the model carries no adaptation: call swaa.adapt first, or model.save_pretrained to save it")
-    model.save_pretrained(path)
+    model.save_pretrained(path, **({"state_dict": state_dict} if state_dict is not None else {}))
     if hasattr(model, "get_base_model"):
         state.config.save(Path(path) / ADAPTATION_FILE)
 

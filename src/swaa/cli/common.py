@@ -118,6 +118,11 @@ BackendOption = Annotated[
 ]
 
 
+def comma_list(text: str | None) -> tuple[str, ...]:
+    """Read names such as `needle, perplexity`; none of None."""
+    return tuple(name.strip() for name in (text or "").split(",") if name.strip())
+
+
 def output() -> "Console":
     """Return the console of results. Piped, a line is never wrapped at 80 columns."""
     from rich.console import Console

@@ -5,13 +5,13 @@ from typing import Annotated, Any
 
 import typer
 
-from swaa.cli.common import ModelOption, notes, positive_tokens, warn
+from swaa.cli.common import ModelOption, comma_list, notes, positive_tokens, warn
 from swaa.cli.progress import time_left
 from swaa.models import DEFAULT_MODEL
 
 _ANSWERS, _FILTERS, _PLACE = "Answers", "Filters", "Where"
 _REASONS = {
-    "length": "not finished in {max_new_tokens} tokens, or shorter than {min_tokens}",
+    "length": "not finished in {max_new_tokens} tokens (or no room for them), or shorter than {min_tokens}",
     "exact": "another answer than the right one",
     "judge": "not right to the judge, or not clearly",
 }
@@ -127,6 +127,7 @@ def distill(
     - `swaa distill -d prompts.jsonl -o answers`, and then
       `swaa train -r sinks-fa-decode -d answers/answers.parquet -o adapters/first`
     - `swaa distill -d questions.parquet --samples 4 --filters length,exact --batch-size 64 -o answers`
+    - `accelerate launch --num_processes 8 -m swaa.cli distill -m Qwen/Qwen3-4B -d me/questions -o answers`
     - `swaa distill -m Qwen/Qwen3-4B --url http://localhost:8000/v1 -d me/questions --samples 4 --max-new-tokens 4k
       --filters length,judge --judge-model Qwen/Qwen3-32B --judge-url http://localhost:8001/v1 -o answers`
     """
@@ -135,23 +136,30 @@ def distill(
     from swaa.judge import Judge
     from swaa.models import load_model, quiet_transformers
     from swaa.results import model_revision
+    from swaa.runs.parallel import joined
 
     sampling = Sampling(samples, temperature, top_p, max_new_tokens, seed)
-    names = tuple(name.strip() for name in filters.split(",") if name.strip() not in ("", "none"))
+    names = () if filters.strip() == "none" else comma_list(filters)
     judge = Judge(judge_model, judge_url, votes=judge_votes) if judge_model else None
     chosen = Filters(names, min_tokens, judge)
     prompts = read_prompts(data)
     chosen.check(prompts)
     teacher: Teacher
-    if url is not None:
-        teacher = RemoteTeacher(model, url, parallel=parallel)
-    else:
-        with quiet_transformers():
-            loaded, tokenizer = load_model(model, dtype=dtype, device=device)
-        revision = model_revision(loaded)
-        teacher = LocalTeacher(loaded, tokenizer, name=model, revision=revision, batch_size=batch_size)
-    with quiet_transformers(), time_left(shown=True) as progress:
-        record = run(prompts, teacher, output, sampling, chosen, data=data, progress=progress)
+    with joined(device) as workers, quiet_transformers(), time_left(shown=workers.rank == 0) as progress:
+        if url is not None:
+            if workers.count > 1:
+                raise ValueError(
+                    "--url: one process asks the server, however many GPUs that has: leave the launcher out"
+                )
+            teacher = RemoteTeacher(model, url, parallel=parallel)
+        else:
+            loaded, tokenizer = load_model(model, dtype=dtype, device=workers.device)
+            revision, share = model_revision(loaded), (workers.rank, workers.count)
+            options: dict[str, Any] = {"name": model, "revision": revision, "batch_size": batch_size, "share": share}
+            teacher = LocalTeacher(loaded, tokenizer, **options)
+        record = run(prompts, teacher, output, sampling, chosen, data=data, workers=workers, progress=progress)
+    if workers.rank:
+        return
     counts = record["counts"]
     notes().print(
         f"kept {counts['kept']} of {counts['answers']} answers, to {counts['prompts_kept']} of {counts['prompts']} "

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from swaa.cli.common import ModelOption, notes, output, positive_tokens, token_count, warn
+from swaa.cli.common import ModelOption, comma_list, notes, output, positive_tokens, token_count, warn
 from swaa.cli.progress import time_left
 from swaa.cli.wording import quantity
 from swaa.models import DEFAULT_MODEL
@@ -20,12 +20,8 @@ if TYPE_CHECKING:
 _SAMPLES, _ANSWERS, _JUDGE, _PLACE = "Samples", "Answers", "Judge", "Where"
 
 
-def _names(text: str | None) -> list[str]:
-    return [name.strip() for name in (text or "").split(",") if name.strip()]
-
-
 def _lengths(text: str | tuple[int, ...]) -> tuple[int, ...]:
-    return text if isinstance(text, tuple) else tuple(positive_tokens(part) for part in _names(text))
+    return text if isinstance(text, tuple) else tuple(positive_tokens(part) for part in comma_list(text))
 
 
 def _data(pairs: list[str]) -> dict[str, str]:
@@ -194,9 +190,9 @@ def eval(
 
     if judge_model is None and judge_url is not None:
         raise ValueError("--judge-url names an endpoint: name its model too, by --judge-model")
-    asked: Any = tuple(_names(reasoning))
+    asked: Any = comma_list(reasoning)
     settings = RunSettings(
-        tasks=tuple(_names(tasks)),
+        tasks=comma_list(tasks),
         lengths=lengths,
         samples=samples,
         seed=seed,
@@ -211,7 +207,7 @@ def eval(
     for task in settings.tasks:
         settings.task(task)
     chosen = choose_recipes(
-        None if recipes is None else _names(recipes), length=min(lengths), window=window, sinks=sinks
+        None if recipes is None else comma_list(recipes), length=min(lengths), window=window, sinks=sinks
     )
     with joined(device) as workers, quiet_transformers():
         if workers.count > 1 and output_folder is None:

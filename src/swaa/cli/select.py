@@ -15,6 +15,7 @@ from swaa.cli.common import (
     ModelOption,
     SinksOption,
     WindowOption,
+    comma_list,
     notes,
     positive_tokens,
     resolve_recipe,
@@ -28,14 +29,10 @@ _DATA, _CHECK, _POLICY, _PLACE = "Calibration data", "Check on held-out samples"
 _RECIPE = "sinks-fa-decode"
 
 
-def _names(text: str) -> tuple[str, ...]:
-    return tuple(name.strip() for name in text.split(",") if name.strip())
-
-
 def _budgets(text: str) -> tuple[int | float, ...]:
     """Read budgets: whole numbers are layers, numbers with a point are fractions of the layers."""
     found: list[int | float] = []
-    for part in _names(text):
+    for part in comma_list(text):
         try:
             found.append(float(part) if "." in part else int(part))
         except ValueError:
@@ -189,7 +186,7 @@ def select(
     from swaa.select.run import select as run
     from swaa.select.run_policy import PolicySettings, search_policies
 
-    methods = _names(method)
+    methods = comma_list(method)
     searching = "policy" in methods
     if searching and len(methods) > 1:
         raise ValueError("--method policy searches everything at once: name it alone, or leave it out")
@@ -215,7 +212,7 @@ def select(
         methods=("nll",) if searching else methods,
         budgets=_budgets(budget),
         calibration=Calibration(length, samples, seed, data),
-        tasks=_names(tasks),
+        tasks=comma_list(tasks),
         test_samples=test_samples,
         batch_size=batch_size,
         unit=unit,

@@ -16,6 +16,7 @@ from swaa.cli.common import (
     RecipeOption,
     SinksOption,
     WindowOption,
+    comma_list,
     notes,
     positive_tokens,
     resolve_recipe,
@@ -24,10 +25,6 @@ from swaa.cli.common import (
 from swaa.models import DEFAULT_MODEL
 
 _DATA, _LORA, _STEPS, _WATCH, _PLACE = "Data", "Weights", "Steps", "Evaluation and metrics", "Where"
-
-
-def _names(text: str | None) -> tuple[str, ...]:
-    return tuple(name.strip() for name in (text or "").split(",") if name.strip())
 
 
 def train(
@@ -216,7 +213,6 @@ def train(
 
     The loss is on the answers only (on all of plain text). With `--loss kl` the model learns from what it was itself:
     the same weights under full attention, without the adapter, are the teacher.
-
     The result is an adapter with its adaptation, which `swaa.load` reads and `swaa merge` folds into the weights.
     Repeat the command with the same `--output` and it goes on from its last checkpoint, to the same result.
 
@@ -224,9 +220,8 @@ def train(
 
     - `swaa train -r sinks-fa-decode --window 256 -d answers.jsonl -o adapters/first --needles 20`
     - `swaa train -m Qwen/Qwen3-4B -r sinks-fa-decode -d me/answers --pack 32k --gradient-checkpointing -o adapters/q`
-    - `swaa train -r plan.json -d chats.parquet --eval-data held-out.parquet --eval-steps 50 --rank 64 -o adapters/chat`
-    - `swaa train -r sinks-fa-decode -d answers-and-prose.jsonl --loss sft+kl --pack 8k -o adapters/kl`
-    - `swaa train -r sinks-fa-decode -d answers.jsonl --full --lr 1e-5 -o models/full`
+    - `swaa train -r plan.json -d chats.parquet --eval-data held-out.parquet --rank 64 --loss sft+kl -o adapters/chat`
+    - `accelerate launch --num_processes 8 -m swaa.cli train -r sinks-fa-decode -d me/answers --full -o models/full`
     """
     import torch
 
@@ -235,6 +230,7 @@ def train(
     from swaa.cli.loading import load_config
     from swaa.config import SWAAConfig
     from swaa.models import load_model, loading_options, quiet_transformers
+    from swaa.runs.parallel import joined
     from swaa.tasks import TASKS
     from swaa.train import Lora, Objective, TrainSettings, fine_tune, make_examples, read_data
 
@@ -246,7 +242,7 @@ def train(
     if options["dtype"] not in (torch.bfloat16, torch.float32):
         raise ValueError(f"--dtype {dtype}: training computes in bfloat16 or float32")
     settings = TrainSettings(
-        lora=None if full else Lora(rank, alpha, rslora, _names(targets)),
+        lora=None if full else Lora(rank, alpha, rslora, comma_list(targets)),
         objective=Objective(loss, kl_weight, temperature),
         learning_rate=learning_rate,
         epochs=epochs,
@@ -260,7 +256,7 @@ def train(
         eval_steps=eval_steps,
         save_steps=save_steps,
         log_steps=log_steps,
-        report_to=_names(report_to),
+        report_to=comma_list(report_to),
         seed=seed,
         cpu=place.type == "cpu",
     )
@@ -281,23 +277,22 @@ def train(
     plan_layers(config.get_text_config(), chosen.config)
     rows, held_out = read_data(data), read_data(eval_data) if eval_data else []
     begin = time.perf_counter()
-    with quiet_transformers():
+    with joined(device) as workers, quiet_transformers():
         # Weights that are trained need float32: a step of 1e-4 is lost in the rounding of bfloat16.
-        loaded, tokenizer = load_model(model, dtype="float32" if full else options["dtype"], device=device)
+        loaded, tokenizer = load_model(model, dtype="float32" if full else options["dtype"], device=workers.loading)
         adapt(loaded, chosen.config)
         limit = max_length or getattr(config.get_text_config(), "max_position_embeddings", None)
         examples, left_out = make_examples(rows, tokenizer, max_length=limit)
         held = make_examples(held_out, tokenizer, max_length=limit)[0] if held_out else []
-        if left_out:
+        if left_out and not workers.rank:
             warn(f"{left_out} of {len(rows)} samples are longer than {limit} tokens and are left out")
-        samples = []
-        if needles:
-            # The other split: what is watched in training is no test of the result.
-            request: dict[str, Any] = {"length": needle_length, "count": needles, "seed": seed, "split": "calibration"}
-            samples = TASKS["needle"].samples(tokenizer, **request)
+        # The other split: what is watched in training is no test of the result.
+        request: dict[str, Any] = {"length": needle_length, "count": needles, "seed": seed, "split": "calibration"}
+        samples = TASKS["needle"].samples(tokenizer, **request) if needles else []
         parts: dict[str, Any] = {"eval_examples": held, "needles": samples, "base": model, "show": _show}
-        record = fine_tune(loaded, tokenizer, examples, output, settings, **parts)
-    notes().print(f"{record['steps']} steps on {len(examples)} samples, {time.perf_counter() - begin:.0f} s: {output}")
+        steps = fine_tune(loaded, tokenizer, examples, output, settings, **parts)["steps"]
+    if not workers.rank:
+        notes().print(f"{steps} steps on {len(examples)} samples, {time.perf_counter() - begin:.0f} s: {output}")
 
 
 def _show(step: int, metrics: dict[str, float]) -> None:

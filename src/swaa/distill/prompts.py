@@ -4,6 +4,7 @@ import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from swaa.endpoint import Messages
 from swaa.tasks.datafile import read_rows
@@ -33,7 +34,7 @@ class Prompt:
         return [{"role": role, "content": content} for role, content in self.messages]
 
 
-def read_prompts(path: str) -> list[Prompt]:
+def read_prompts(path: str | Path) -> list[Prompt]:
     """Read rows with `prompt` or `messages`, and maybe `answer` (the right one) and `question` (for a judge).
 
     An answer at the end of `messages` is the right one, unless there is an `answer`. Without a `question` it is the
@@ -46,7 +47,7 @@ def read_prompts(path: str) -> list[Prompt]:
         ValueError: the data cannot be read, or a row is wrong; the message names the row, counted from 1.
     """
     prompts = []
-    for number, row in enumerate(read_rows(path, [("prompt",), ("messages",)])):
+    for number, row in enumerate(read_rows(str(path), [("prompt",), ("messages",)])):
         try:
             prompts.append(_prompt(number, row))
         except ValueError as error:

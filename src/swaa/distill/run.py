@@ -12,7 +12,8 @@ from swaa.distill.filters import Filters
 from swaa.distill.prompts import Prompt, fingerprint
 from swaa.distill.teachers import Request, Sampling, Teacher
 from swaa.endpoint import Reply
-from swaa.results import append_lines, command_line, environment, read_lines, replace_json
+from swaa.results import append_lines, command_line, environment, read_lines, replace_json, replace_lines
+from swaa.runs.parallel import Workers
 
 RECORD, ANSWERS, KEPT, REST = "distill.json", "answers.jsonl", "answers.parquet", "rejected.parquet"
 _IDENTITY = ("teacher", "sampling", "prompts_sha256")
@@ -27,6 +28,7 @@ def distill(
     filters: Filters | None = None,
     *,
     data: str = "",
+    workers: Workers | None = None,
     progress: Progress = lambda text, done, total: None,
 ) -> dict[str, Any]:
     """Let the teacher answer prompts, and keep what passes the filters.
@@ -42,11 +44,12 @@ def distill(
         sampling: how answers are drawn; None: one each, at temperature 1.
         filters: what an answer must pass; None: it is finished.
         data: name of the prompts' file or data set, for the record.
+        workers: the processes that share the work, if there are several.
         progress: called with a text, the answers so far, and all of them.
 
     Returns:
-        the content of `distill.json`; its `counts`: `prompts`, `answers`, `kept`, `prompts_kept` (with an answer that
-        is kept), and `rejected`: how many each filter took out.
+        the content of `distill.json`, in process 0 (in others only its start); its `counts`: `prompts`, `answers`,
+        `kept`, `prompts_kept` (with an answer that is kept), and `rejected`: how many each filter took out.
 
     Raises:
         ValueError: the folder holds something else, or a filter needs right answers that are not there.
@@ -65,8 +68,17 @@ def distill(
         "filters": filters.describe(),
         "environment": environment(),
     }
-    _open(output, record)
-    replies = _answer(prompts, teacher, sampling, output / ANSWERS, progress)
+    workers = workers or Workers()
+    if workers.rank == 0:
+        _open(output, record)
+        _collect(output)
+    workers.wait()
+    _answer(prompts, teacher, sampling, output, workers, progress)
+    workers.wait()
+    if workers.rank:
+        return record
+    _collect(output)
+    replies = _read(output)
     if filters.judge is not None:
         filters.judge.keep(output / "judge.jsonl")
     verdicts = filters.apply(prompts, replies, progress)
@@ -108,19 +120,41 @@ def _open(output: Path, record: dict[str, Any]) -> None:
 
 
 def _answer(
-    prompts: Sequence[Prompt], teacher: Teacher, sampling: Sampling, file: Path, progress: Progress
-) -> dict[Request, Reply]:
-    """Have everything answered that the file does not hold yet."""
-    replies = {Request(x["row"], x["sample"]): Reply(x["text"], x["finished"], x["tokens"]) for x in read_lines(file)}
-    total = len(prompts) * sampling.samples
-    if len(replies) == total:
-        return replies
-    progress("answering", len(replies), total)
-    for new in teacher.answers(prompts, sampling, set(replies)):
+    prompts: Sequence[Prompt],
+    teacher: Teacher,
+    sampling: Sampling,
+    output: Path,
+    workers: Workers,
+    progress: Progress,
+) -> None:
+    """Have everything answered that the folder does not hold yet; every process has a file of its own."""
+    done, total = set(_read(output)), len(prompts) * sampling.samples
+    if len(done) == total:
+        return
+    file = output / (ANSWERS if workers.rank == 0 else f"answers.{workers.rank}.jsonl")
+    progress("answering", len(done), total)
+    before, own = len(done), 0
+    for new in teacher.answers(prompts, sampling, done):
         append_lines(file, (request._asdict() | asdict(reply) for request, reply in new.items()))
-        replies |= new
-        progress("answering", len(replies), total)
-    return replies
+        own += len(new)
+        # The others are about as far.
+        progress("answering", min(before + own * workers.count, total), total)
+
+
+def _read(output: Path) -> dict[Request, Reply]:
+    lines = read_lines(output / ANSWERS)
+    return {Request(x["row"], x["sample"]): Reply(x["text"], x["finished"], x["tokens"]) for x in lines}
+
+
+def _collect(output: Path) -> None:
+    """Bring the answers of all processes together."""
+    shards = sorted(output.glob("answers.*.jsonl"))
+    if shards:
+        # A kill between the two steps leaves answers in both places.
+        lines = [line for file in (output / ANSWERS, *shards) for line in read_lines(file)]
+        replace_lines(output / ANSWERS, {(line["row"], line["sample"]): line for line in lines}.values())
+    for shard in shards:
+        shard.unlink()
 
 
 def _rejected(verdicts: Mapping[Request, dict[str, bool]]) -> list[Request]:

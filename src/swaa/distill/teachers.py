@@ -1,6 +1,7 @@
 """Who answers: the original model in this process, in batches, or behind an OpenAI-compatible endpoint."""
 
 import hashlib
+import sys
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import asdict, dataclass
@@ -91,12 +92,22 @@ class LocalTeacher:
         name: how the model is called in what is written.
         revision: what tells its weights from others.
         batch_size: answers drawn at a time.
+        share: number of this process and of all that share the batches; the answers do not depend on it.
 
     Raises:
         ValueError: `batch_size` is not positive, or the model is adapted.
     """
 
-    def __init__(self, model: Any, tokenizer: Any, *, name: str, revision: str, batch_size: int = 8):
+    def __init__(
+        self,
+        model: Any,
+        tokenizer: Any,
+        *,
+        name: str,
+        revision: str,
+        batch_size: int = 8,
+        share: tuple[int, int] = (0, 1),
+    ):
         from swaa.adapting import adaptation
 
         if batch_size < 1:
@@ -104,6 +115,7 @@ class LocalTeacher:
         if adaptation(model) is not None:
             raise ValueError("the teacher is adapted: answers are to come from full attention, call swaa.restore first")
         self.model, self.revision, self.batch_size = name, revision, batch_size
+        self._rank, self._count = share
         self._model, self._tokenizer = model, tokenizer
 
     def describe(self) -> dict[str, Any]:
@@ -114,19 +126,30 @@ class LocalTeacher:
     def answers(
         self, prompts: Sequence[Prompt], sampling: Sampling, done: set[Request]
     ) -> Iterator[dict[Request, Reply]]:
-        """See `Teacher.answers`.
+        """See `Teacher.answers`. A prompt that leaves no room for an answer gets an empty one, which no filter keeps.
 
         Raises:
-            ValueError: a prompt and its answer do not fit into what the model was trained on.
+            ValueError: no prompt leaves room for an answer.
         """
         ids = [self._prompt_ids(prompt) for prompt in prompts]
-        self._check_lengths(prompts, ids, sampling.max_new_tokens)
-        order = sorted(range(len(ids)), key=lambda index: (-len(ids[index]), index))
+        limit = getattr(self._model.config.get_text_config(), "max_position_embeddings", None) or sys.maxsize
+        fits = [len(own) + sampling.max_new_tokens <= limit for own in ids]
+        if not any(fits):
+            raise ValueError(
+                f"the shortest prompt has {min(map(len, ids))} tokens, and with an answer of {sampling.max_new_tokens} "
+                f"more than the {limit} that the model was trained on: lower max_new_tokens"
+            )
+        too_long = {
+            Request(p.row, n) for p, x in zip(prompts, fits, strict=True) if not x for n in range(sampling.samples)
+        }
+        if self._rank == 0 and not done.issuperset(too_long):
+            yield dict.fromkeys(sorted(too_long), Reply("", False, 0))
+        order = sorted((index for index, x in enumerate(fits) if x), key=lambda index: (-len(ids[index]), index))
         work = [(index, sample) for index in order for sample in range(sampling.samples)]
         for number, start in enumerate(range(0, len(work), self.batch_size)):
             batch = work[start : start + self.batch_size]
             requests = [Request(prompts[index].row, sample) for index, sample in batch]
-            if not done.issuperset(requests):
+            if number % self._count == self._rank and not done.issuperset(requests):
                 replies = self._draw([ids[index] for index, _ in batch], sampling, sampling.seed_of(number))
                 yield dict(zip(requests, replies, strict=True))
 
@@ -154,15 +177,6 @@ class LocalTeacher:
         if prompt.chat:
             raise ValueError("`messages` need a chat template and the tokenizer has none: use `prompt`")
         return [*leading_ids(self._tokenizer), *encode(self._tokenizer, prompt.messages[0][1])]
-
-    def _check_lengths(self, prompts: Sequence[Prompt], ids: Sequence[list[int]], room: int) -> None:
-        limit = getattr(self._model.config.get_text_config(), "max_position_embeddings", None)
-        longest = max(range(len(ids)), key=lambda index: len(ids[index]))
-        if limit and len(ids[longest]) + room > limit:
-            raise ValueError(
-                f"row {prompts[longest].row + 1} has {len(ids[longest])} tokens, and with an answer of {room} more "
-                f"than the {limit} that the model was trained on: take long prompts out, or lower max_new_tokens"
-            )
 
 
 class RemoteTeacher:

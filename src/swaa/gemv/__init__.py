@@ -15,6 +15,9 @@ from swaa.attention.launch import early_start
 from swaa.attention.triton import unavailable
 
 _LINEAR = (torch.nn.functional.linear, torch._C._nn.linear)
+# Options for a single token, where launches count: kernels that are independent in one launch, each started while the
+# one before it ends.
+_SHORT = {"combo_kernels": True, "triton.enable_pdl": True}
 # Matrices that one launch of the kernel takes.
 _MOST = 3
 
@@ -39,13 +42,13 @@ def gemv(x: Tensor, weights: Sequence[Tensor]) -> Tensor:
     rows, block = (4 if sum(sizes) <= _FEW_ROWS else 8), min(_COLUMNS, max(16, 1 << (columns - 1).bit_length()))
     kernel[(sum(-(-size // rows) for size in sizes),)](
         x.contiguous(), *filled, output, *sizes, *[0] * (_MOST - len(sizes)), *(weight.stride(0) for weight in filled),
-        columns, ROWS=rows, COLUMNS=block, CHUNKS=-(-columns // block), num_warps=4, **early_start(x.device),
+        columns, ROWS=rows, COLUMNS=block, CHUNKS=-(-columns // block), num_warps=2, **early_start(x.device),
     )  # fmt: skip
     return output
 
 
 # Rows of all matrices up to which blocks are small, so that all multiprocessors have some; columns that are read at a
-# time.
+# time: 16 bytes a thread of two warps in bfloat16, so that the vector lies as the matrix does.
 _FEW_ROWS, _COLUMNS = 8192, 512
 
 
@@ -73,14 +76,9 @@ def rewrite(graph: GraphModule) -> int:
     return sum(map(len, groups.values()))
 
 
-def backend(options: dict[str, Any]) -> Any:
-    """Return a backend of `torch.compile`: Inductor with these options, after `rewrite`."""
-
-    def compiled(graph: GraphModule, inputs: list[Any]) -> Any:
-        rewrite(graph)
-        return torch._inductor.compile(graph, inputs, options=options)
-
-    return compiled
+def inductor(graph: GraphModule, inputs: list[Any]) -> Any:
+    """Compile by Inductor, after `rewrite`: a backend of `torch.compile`."""
+    return torch._inductor.compile(graph, inputs, options=_SHORT if rewrite(graph) else {})
 
 
 def _operands(node: Node) -> tuple[Any, Any, Any]:

@@ -1,4 +1,4 @@
-"""Several processes, one a GPU, that share the samples of a run: started by `accelerate launch`."""
+"""Several processes, one a GPU, that share the work of a run: started by `accelerate launch`."""
 
 import os
 from collections.abc import Callable, Iterator
@@ -18,12 +18,14 @@ class Workers:
         rank: number of this process.
         count: how many there are.
         device: of this process, `"auto"` if it is the only one.
+        loading: where a model is loaded: on the device, but if weights are to be sharded, which then moves them there.
         wait: returns when all processes have called it.
     """
 
     rank: int = 0
     count: int = 1
     device: str = "auto"
+    loading: str = "auto"
     wait: Callable[[], None] = lambda: None
 
 
@@ -38,12 +40,14 @@ def joined(device: str = "auto") -> Iterator[Workers]:
         ModuleNotFoundError: accelerate is missing.
     """
     if int(os.environ.get("WORLD_SIZE", 1)) == 1:
-        yield Workers(device=device)
+        yield Workers(device=device, loading=device)
         return
     from accelerate import PartialState
 
     state = PartialState(cpu=device == "cpu", timeout=_PATIENCE)
     try:
-        yield Workers(state.process_index, state.num_processes, str(state.device), state.wait_for_everyone)
+        place = str(state.device)
+        loading = "cpu" if os.environ.get("ACCELERATE_USE_FSDP") == "true" else place
+        yield Workers(state.process_index, state.num_processes, place, loading, state.wait_for_everyone)
     finally:
         state.destroy_process_group()

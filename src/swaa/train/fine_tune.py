@@ -73,7 +73,12 @@ def fine_tune(
         "examples": len(examples),
         "environment": environment(),
     }
-    started = _open(output, record)
+    # From here on this process knows the others, if a launcher started several.
+    arguments = settings.arguments(output / CHECKPOINTS, evaluates=bool(eval_examples or needles))
+    record["processes"] = arguments.world_size
+    with arguments.main_process_first(local=False):
+        if arguments.process_index == 0:
+            _open(output, record)
     if settings.lora is not None:
         from transformers import set_seed
 
@@ -81,10 +86,8 @@ def fine_tune(
         model = add_lora(model, settings.lora)
     rows = [[example] for example in examples] if settings.pack is None else pack(examples, settings.pack)
     uses_cache = getattr(decoder_config, "use_cache", True)
-    checkpoint = _last_checkpoint(output / CHECKPOINTS) if started else None
-    arguments = settings.arguments(
-        output / CHECKPOINTS, evaluates=bool(eval_examples or needles), resumes=checkpoint is not None
-    )
+    if checkpoint := _last_checkpoint(output / CHECKPOINTS):
+        arguments.eval_on_start = False
     watch: dict[str, Any] = {"eval_examples": eval_examples, "needles": needles, "show": show}
     trainer = SwaaTrainer(model, arguments, rows, tokenizer, objective=settings.objective, **watch)
     try:
@@ -97,10 +100,12 @@ def fine_tune(
         uninstall(model)
         # The Trainer switches the cache off, and would leave it off in what is saved.
         decoder_config.use_cache = uses_cache
+    # What is spread over the processes has to be brought together by all of them.
+    whole = trainer.accelerator.get_state_dict(trainer.model) if trainer.is_fsdp_enabled else None
     trainer.accelerator.wait_for_everyone()
     record |= {"rows": len(rows), "steps": trainer.state.global_step, "log": trainer.state.log_history}
     if trainer.is_world_process_zero():
-        save(model, output)
+        save(model, output, state_dict=whole)
         tokenizer.save_pretrained(output)
         if settings.lora is not None:
             # Only now: PEFT looks the name up on the hub with every save, and may not find one of ours there.
@@ -111,8 +116,8 @@ def fine_tune(
     return record
 
 
-def _open(output: Path, record: dict[str, Any]) -> bool:
-    """Start the folder, or go on in it: tell which.
+def _open(output: Path, record: dict[str, Any]) -> None:
+    """Start the folder, or go on in it.
 
     Raises:
         ValueError: it holds a finished run, another one, or something else.
@@ -123,7 +128,7 @@ def _open(output: Path, record: dict[str, Any]) -> bool:
             raise ValueError(f"{output} is not empty and holds no run: choose another --output")
         output.mkdir(parents=True, exist_ok=True)
         replace_json(file, record)
-        return False
+        return
     there = json.loads(file.read_text(encoding="utf-8"))
     old, new = _identity(there), _identity(json.loads(json.dumps(record)))
     if different := [name for name in new if old.get(name) != new[name]]:
@@ -134,11 +139,12 @@ def _open(output: Path, record: dict[str, Any]) -> bool:
         )
     if "log" in there:
         raise ValueError(f"{output} holds this run, finished: choose another --output to train again")
-    return True
 
 
 def _identity(record: dict[str, Any]) -> dict[str, Any]:
     own = {name: record[name] for name in ("model", "model_revision", "config", "data")}
+    # As many rows more make a step.
+    own["processes"] = record.get("processes", 1)
     return own | {name: x for name, x in record["settings"].items() if name not in _FREE_TO_CHANGE}
 
 

@@ -76,13 +76,12 @@ class TrainSettings:
                 "would overwrite it: leave --full out, or use --loss sft"
             )
 
-    def arguments(self, folder: Path, *, evaluates: bool, resumes: bool = False) -> "TrainingArguments":
+    def arguments(self, folder: Path, *, evaluates: bool) -> "TrainingArguments":
         """Return the Trainer's arguments.
 
         Args:
             folder: for the checkpoints.
             evaluates: whether there is something to evaluate on.
-            resumes: whether a checkpoint is continued: then there is no evaluation before training.
         """
         from transformers import TrainingArguments
 
@@ -103,7 +102,7 @@ class TrainSettings:
             "bf16": self.bf16,
             "eval_strategy": evaluation,
             "eval_steps": self.eval_steps,
-            "eval_on_start": evaluates and not resumes,
+            "eval_on_start": evaluates,
             "save_strategy": "steps" if self.save_steps else "epoch",
             "save_steps": self.save_steps or 500,
             "logging_steps": self.log_steps,
@@ -114,5 +113,7 @@ class TrainSettings:
             "remove_unused_columns": False,
             "label_names": ["labels"],
             "disable_tqdm": True,
+            # Every adapter takes part in every pass; of all weights, those of an expert may not.
+            "ddp_find_unused_parameters": self.lora is None,
         }
         return TrainingArguments(**{**options, **self.more})
