@@ -152,7 +152,7 @@ def prefill_flops(
 class RelativeCost(NamedTuple):
     """What an adaptation costs, each as a fraction of what full attention costs; None where it is not known.
 
-    Args:
+    Attributes:
         flops: arithmetic of the prefill, matrix products with weights included.
         attention: arithmetic of the prefill's attention alone.
         kv: bytes of keys and values that are held once the prompt is complete.

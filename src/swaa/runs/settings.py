@@ -15,7 +15,7 @@ SCORINGS = ("forced", "free")
 class Cell(NamedTuple):
     """The samples that every recipe answers: one task at one length, asked in one way.
 
-    Args:
+    Attributes:
         task: name of the task.
         length: its `length`, see `swaa.tasks.Task.samples`.
         reasoning: the chain of thought that is asked for; `"none"` for perplexity.
