@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from swaa.config import LayerRule
 from swaa.vllm.plan import Numbers, Pieces, cut
@@ -44,7 +45,6 @@ class Rules:
         self.distinct = tuple(dict.fromkeys(self.of_layer.values()))
         # With drafts, how far a request has come is known on the device only.
         self.drafts = vllm_config.speculative_config is not None
-        self.graphs = vllm_config.model_config is not None and not vllm_config.model_config.enforce_eager
         if self.distinct:
             # Only the presence of this number makes vLLM announce the prompts' lengths.
             vllm_config.model_config.model_arch_config.rswa_window = self.distinct[0].window
@@ -66,3 +66,22 @@ class Rules:
         known = common.rswa_prefix_lens.cpu().numpy()
         prompt[: len(known)] = known[: len(prompt)]
         return Step(past, rows, prompt)
+
+
+def single_rows(rule: LayerRule, step: Step) -> Pieces:
+    """Describe a step of at most one row a request as one piece a request, so that its shape depends on nothing else.
+
+    A request that only pads the batch becomes a piece before the first position: it has no keys.
+    """
+    assert rule.window is not None
+    position = step.past
+    generated = position >= step.prompt
+    dense = (generated & rule.fa_decode) | (~generated & (position >= step.prompt - rule.dense_tail))
+    sliding = (position >= rule.window + rule.sinks) & ~dense & (step.rows > 0)
+    return Pieces(np.arange(len(position)), np.where(step.rows > 0, position, -1), np.ones_like(position), sliding)
+
+
+def to_device(numbers: Numbers, device: torch.device) -> Tensor:
+    """Copy small numbers to a device as int32, without waiting for what it still computes."""
+    tensor = torch.from_numpy(numbers.astype(np.int32))
+    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
