@@ -13,5 +13,6 @@ def register() -> None:
 
     # Only paths: a backend is imported where it is used.
     register_backend(AttentionBackendEnum.CPU_ATTN, "swaa.vllm.cpu.SWAACPUBackend")
+    register_backend(AttentionBackendEnum.FLASH_ATTN, "swaa.vllm.flash.SWAAFlashBackend")
     register_backend(AttentionBackendEnum.TRITON_ATTN, "swaa.vllm.triton.SWAATritonBackend")
     install()

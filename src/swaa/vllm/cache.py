@@ -50,6 +50,11 @@ class SinkWindowManager(SlidingWindowManager):
         self._remove_blocks_in_range(request_id, spec.sink_blocks, last)
 
     @classmethod
+    def _contiguous_blocks_for_hit(cls, *args: Any, **kwargs: Any) -> int:
+        # A window of 1 needs no block, but vLLM looks for one, and caches none that is not needed.
+        return max(super()._contiguous_blocks_for_hit(*args, **kwargs), 1)
+
+    @classmethod
     def find_longest_cache_hit(cls, block_hashes: Any, **kwargs: Any) -> Any:
         """Find the longest prefix whose sinks and last window are in the cache; what lies between may be gone."""
         spec, pool, groups = kwargs["kv_cache_spec"], kwargs["block_pool"], kwargs["kv_cache_group_ids"]

@@ -44,7 +44,7 @@ def _wrap_spec(original: Any) -> Any:
             name = self.attn_backend.get_name()
             raise ConfigError(
                 f"attention backend {name} would ignore the adaptation of {self.layer_name}: start vLLM with "
-                "--attention-backend TRITON_ATTN, or take swaa out of the model's configuration"
+                "--attention-backend FLASH_ATTN or TRITON_ATTN, or take swaa out of the model's configuration"
             )
         from swaa.vllm.cache import sink_window_spec
 
