@@ -15,22 +15,24 @@ BLOCK = 32
 
 def saved_model(folder, family, config):
     """Save a tiny model as `save_pretrained` of an adapted one does, and return it."""
-    model = swaa.adapt(tiny_model(family, **SHAPE), config)
+    # Qwen2's head dim follows from the sizes.
+    shape = SHAPE | ({"hidden_size": 128} if family == "qwen2" else {})
+    model = swaa.adapt(tiny_model(family, **shape), config)
     model.save_pretrained(folder)
     return model
 
 
 @contextmanager
-def engine(folder, **options):
+def engine(folder, processes=False, **options):
     """Start an engine in this process, and end it.
 
-    One with n-gram drafts runs in a process of its own, as engines usually do: it loads numba, with which vLLM 0.32
+    `processes` puts it into processes of its own. One with n-gram drafts runs in a process of its own, as engines usually do: it loads numba, with which vLLM 0.32
     could not start another one in this process.
     """
     from vllm import LLM
     from vllm.distributed import cleanup_dist_env_and_memory
 
-    own = "speculative_config" in options
+    own = processes or "speculative_config" in options
     os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = str(int(own))
     defaults = {
         "dtype": "float32",
@@ -41,12 +43,12 @@ def engine(folder, **options):
         "max_num_seqs": 8,
         "skip_tokenizer_init": True,
     }
-    llm = LLM(str(folder), **(defaults | options))
     try:
+        llm = LLM(str(folder), **(defaults | options))
         yield llm
-    finally:
         llm.llm_engine.engine_core.shutdown()
         del llm
+    finally:
         gc.collect()
         cleanup_dist_env_and_memory()
 
