@@ -9,7 +9,7 @@ import torch
 import swaa
 from families import tiny_model
 
-SHAPE = {"hidden_size": 64, "head_dim": 32, "max_position_embeddings": 1024}
+SHAPE = {"hidden_size": 64, "head_dim": 32, "max_position_embeddings": 1024, "moe_intermediate_size": 64}
 BLOCK = 32
 
 
@@ -43,12 +43,14 @@ def engine(folder, processes=False, **options):
         "max_num_seqs": 8,
         "skip_tokenizer_init": True,
     }
+    llm = None
     try:
         llm = LLM(str(folder), **(defaults | options))
         yield llm
-        llm.llm_engine.engine_core.shutdown()
-        del llm
     finally:
+        if llm is not None:
+            llm.llm_engine.engine_core.shutdown()
+        del llm
         gc.collect()
         cleanup_dist_env_and_memory()
 
