@@ -1,4 +1,4 @@
-"""Blocks of layers that forget: a request holds those of the sinks and of the window, the rest goes back to the pool."""
+"""Blocks of layers that forget: a request holds those of sinks and window, the rest goes back to the pool."""
 
 from dataclasses import dataclass, fields
 from typing import Any

@@ -154,9 +154,9 @@ class SWAACPUImpl(CPUAttentionBackendImpl):
         if self.unreadable:
             raise ConfigError("on CPUs, SWAA reads neither an fp8 cache nor ALiBi: use --kv-cache-dtype auto")
         if part.dense is not None:
-            rows = torch.empty_like(output[: len(part.dense_rows)])
-            super().forward(layer, query[part.dense_rows], None, None, kv_cache, part.dense, rows, *scales)
-            output[part.dense_rows] = rows
+            dense = torch.empty_like(output[: len(part.dense_rows)])
+            super().forward(layer, query[part.dense_rows], None, None, kv_cache, part.dense, dense, *scales)
+            output[part.dense_rows] = dense
         key_cache, value_cache = _key_and_value(kv_cache)
         block = key_cache.shape[2]
         rule, starts = attn_metadata.swaa_rules[layer.layer_name], part.pieces.starts

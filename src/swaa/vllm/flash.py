@@ -199,7 +199,9 @@ class SWAAFlashImpl(FlashAttentionImpl):
         caches = self._caches(kv_cache)
         splits = getattr(attn_metadata, "max_num_splits", 0)
         for span in spans:
-            self._attend(layer, rule, span, query[span.first : span.stop], caches, output[span.first : span.stop], splits)
+            self._attend(
+                layer, rule, span, query[span.first : span.stop], caches, output[span.first : span.stop], splits
+            )
         return output
 
     def _caches(self, kv_cache: Tensor) -> tuple[Tensor, Tensor]:
@@ -244,6 +246,7 @@ class SWAAFlashImpl(FlashAttentionImpl):
             )
 
         if span.window is None:
+            assert span.dense is not None
             call(span.dense, span.longest, causal=True, left=-1, splits=splits, out=output)
             return
         if span.dense is None and span.sinks is None:

@@ -70,17 +70,14 @@ def cut(rule: LayerRule, past: Numbers, rows: Numbers, prompt: Numbers, piece: i
     if not some.any():
         return None
     found: list[tuple[int, int, int, bool]] = []
-    for request in np.flatnonzero(rows):
+    for request in np.flatnonzero(rows).tolist():
         position, end = int(past[request]), int(stop[request])
         spans = [(begin[request], prompt_stop[request]), (answer_begin[request], answer_stop[request])]
-        for low, high in spans if some[request] else []:
-            if low >= high:
-                continue
+        for low, high in ((int(a), int(b)) for a, b in spans if a < b):
             if position < low:
-                found.append((request, position, int(low) - position, False))
-            for first in range(int(low), int(high), piece):
-                found.append((request, first, min(piece, int(high) - first), True))
-            position = int(high)
+                found.append((request, position, low - position, False))
+            found += [(request, first, min(piece, high - first), True) for first in range(low, high, piece)]
+            position = high
         if position < end:
             found.append((request, position, end - position, False))
     columns = np.array(found, dtype=np.int64).reshape(-1, 4)

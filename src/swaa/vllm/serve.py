@@ -73,7 +73,9 @@ def server_arguments(model: str, recipe: Recipe, flags: Sequence[str], *, comman
 
 def _take_overrides(flags: Sequence[str]) -> tuple[list[str], dict[str, Any]]:
     """Take `--hf-overrides` out of flags, in its forms `--hf-overrides X` and `--hf-overrides=X`."""
-    rest, overrides, waiting = [], {}, iter(flags)
+    rest: list[str] = []
+    overrides: dict[str, Any] = {}
+    waiting = iter(flags)
     for flag in waiting:
         name, equals, text = flag.replace("_", "-", 2 if flag.startswith("--") else 0).partition("=")
         if name != "--hf-overrides":

@@ -64,7 +64,9 @@ class SWAATritonMetadataBuilder(TritonAttentionMetadataBuilder):
             return metadata
         step, parts = self.swaa.step(common), {}
         # A recorded step is replayed whether rows slide or not, so it always takes the same way.
-        recorded = common.max_query_len == 1 and self.vllm_config.compilation_config.cudagraph_mode.has_full_cudagraphs()
+        recorded = (
+            common.max_query_len == 1 and self.vllm_config.compilation_config.cudagraph_mode.has_full_cudagraphs()
+        )
         for rule in self.swaa.distinct:
             if recorded:
                 parts[rule] = self._single_rows(rule, step, common)
@@ -89,7 +91,15 @@ class SWAATritonMetadataBuilder(TritonAttentionMetadataBuilder):
         width = -(-longest // self.block_size)
         table = self._table(common.block_table_tensor, request, jump, virtual.sink_blocks, width)
         return self._metadata(
-            rule, common, starts, torch.from_numpy(pieces.starts), int(pieces.rows.max()), length, visible, table, longest
+            rule,
+            common,
+            starts,
+            torch.from_numpy(pieces.starts),
+            int(pieces.rows.max()),
+            length,
+            visible,
+            table,
+            longest,
         )
 
     def _single_rows(self, rule: LayerRule, step: Step, common: Any) -> Any:

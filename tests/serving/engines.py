@@ -26,8 +26,8 @@ def saved_model(folder, family, config):
 def engine(folder, processes=False, **options):
     """Start an engine in this process, and end it.
 
-    `processes` puts it into processes of its own. One with n-gram drafts runs in a process of its own, as engines usually do: it loads numba, with which vLLM 0.32
-    could not start another one in this process.
+    `processes` puts it into processes of its own, as engines usually run. So does one with n-gram drafts: it loads
+    numba, with which vLLM 0.32 could not start another one in this process.
     """
     from vllm import LLM
     from vllm.distributed import cleanup_dist_env_and_memory
@@ -84,6 +84,7 @@ def check(model, tokens, outputs, greedy=True, tolerance=1e-4):
         expected = logits.log_softmax(-1)
         if greedy:
             assert answer == expected.argmax(-1).tolist()
-        got = torch.tensor([entry[token].logprob for entry, token in zip(output.outputs[0].logprobs, answer)])
+        pairs = zip(output.outputs[0].logprobs, answer, strict=True)
+        got = torch.tensor([entry[token].logprob for entry, token in pairs])
         wanted = expected.gather(1, torch.tensor(answer)[:, None])[:, 0]
         torch.testing.assert_close(got, wanted, atol=tolerance, rtol=0)

@@ -1,8 +1,8 @@
 """The Triton and the FlashAttention backend compute what the transformers path does, recorded steps too."""
 
-import flash_reference
 import pytest
 
+import flash_reference
 import swaa
 from engines import check, engine, generate, prompts, saved_model
 
@@ -53,12 +53,9 @@ def test_flash(name, recorded, use, tmp_path):
         one_row = prompts(97, seed=3)
         check(model, one_row, generate(llm, one_row, new=12))
         check(model, one_row, generate(llm, one_row, new=12))
-        builders = [
-            builder
-            for groups in llm.llm_engine.engine_core.engine_core.model_executor.driver_worker.worker.model_runner.attn_groups
-            for group in groups
-            for builder in group.metadata_builders
-        ]
+        worker = llm.llm_engine.engine_core.engine_core.model_executor.driver_worker.worker
+        groups = [group for groups in worker.model_runner.attn_groups for group in groups]
+        builders = [builder for group in groups for builder in group.metadata_builders]
         assert all(isinstance(builder, SWAAFlashMetadataBuilder) for builder in builders)
         assert any(builder.recorded for builder in builders) == recorded
 
