@@ -149,9 +149,8 @@ class SWAAFlashMetadataBuilder(FlashAttentionMetadataBuilder):
         # A row that only pads the batch gets one key, so that nothing is divided by zero.
         dense = np.where(pieces.sliding, 0, np.maximum(keys, 1))
         packed = [dense, np.where(pieces.sliding, keys, 0), np.where(pieces.sliding, rule.sinks, 0)]
-        if rule not in self.recorded or self.recorded[rule].shape[1] < count:
-            size = max(count, self.vllm_config.scheduler_config.max_num_seqs)
-            self.recorded[rule] = torch.zeros(3, size, dtype=torch.int32, device=self.device)
+        if rule not in self.recorded:
+            self.recorded[rule] = torch.zeros(3, self.swaa.most, dtype=torch.int32, device=self.device)
         numbers = self.recorded[rule][:, :count]
         numbers.copy_(to_device(np.stack(packed), self.device))
         return _Span(

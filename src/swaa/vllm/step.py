@@ -43,6 +43,10 @@ class Rules:
         rules = {name: rule_of(vllm_config, name) for name in layer_names}
         self.of_layer: dict[str, LayerRule] = {name: rule for name, rule in rules.items() if rule is not None}
         self.distinct = tuple(dict.fromkeys(self.of_layer.values()))
+        # The most requests of a step that is recorded: what it reads is allocated once and never moves.
+        self.most = max(
+            vllm_config.scheduler_config.max_num_seqs, vllm_config.compilation_config.max_cudagraph_capture_size or 0
+        )
         # With drafts, how far a request has come is known on the device only.
         self.drafts = vllm_config.speculative_config is not None
         if self.distinct:

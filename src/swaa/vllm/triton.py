@@ -109,10 +109,9 @@ class SWAATritonMetadataBuilder(TritonAttentionMetadataBuilder):
             np.stack([pieces.request, virtual.jump, virtual.length, virtual.visible]), self.device
         )
         count, width = len(pieces), common.block_table_tensor.shape[1]
-        if rule not in self.recorded or len(self.recorded[rule][0]) < count:
-            size = max(count, self.vllm_config.scheduler_config.max_num_seqs)
-            numbers = torch.zeros(2, size, dtype=torch.int32, device=self.device)
-            self.recorded[rule] = torch.zeros(size, width, dtype=torch.int32, device=self.device), numbers
+        if rule not in self.recorded:
+            shared = {"dtype": torch.int32, "device": self.device}
+            self.recorded[rule] = torch.zeros(self.swaa.most, width, **shared), torch.zeros(2, self.swaa.most, **shared)
         table, numbers = self.recorded[rule]
         numbers[0, :count], numbers[1, :count] = length, visible
         table[:count] = self._table(common.block_table_tensor, request, jump, virtual.sink_blocks, width)
