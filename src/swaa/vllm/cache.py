@@ -22,9 +22,10 @@ class SinkWindowSpec(SlidingWindowSpec):
         """Blocks that hold sinks."""
         return -(-self.sink_tokens // self.block_size)
 
-    def max_admission_blocks_per_request(self, *args: Any, **kwargs: Any) -> int:
-        """Return the blocks that a request holds at most."""
-        return super().max_admission_blocks_per_request(*args, **kwargs) + self.sink_blocks
+    def max_admission_blocks_per_request(self, max_in_flight_tokens: int, max_model_len: int) -> int:
+        """Return the blocks that a request holds at most: sinks, window and a step, but never more than all."""
+        most = super().max_admission_blocks_per_request(max_in_flight_tokens, max_model_len) + self.sink_blocks
+        return min(most, -(-max_model_len // self.block_size) + 1)
 
     def is_uniform_with_collection(self, kv_cache_specs: dict[str, KVCacheSpec]) -> bool:
         """Tell whether all layers of a collection can share one block table with this one."""
