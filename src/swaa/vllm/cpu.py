@@ -61,11 +61,13 @@ class SWAACPUMetadataBuilder(CPUAttentionMetadataBuilder):
         self.swaa = Rules(vllm_config, layer_names)
         if not self.swaa.distinct:
             return
+        layers = [vllm_config.compilation_config.static_forward_context[name] for name in layer_names]
+        if any(layer.impl.is_fp8_kv_cache or layer.impl.alibi_slopes is not None for layer in layers):
+            raise ConfigError("on CPUs, SWAA reads neither an fp8 cache (use --kv-cache-dtype auto) nor ALiBi's biases")
         # A spec that releases blocks calls itself a sliding window; vLLM's kernel is to apply none.
         self.window_size = -1
         self.isa = _LAYOUT
-        for name in layer_names:
-            layer = vllm_config.compilation_config.static_forward_context[name]
+        for layer in layers:
             layer.isa = layer.impl.isa = _LAYOUT
         _check_layout(kv_cache_spec)
 
@@ -112,10 +114,6 @@ class SWAACPUImpl(CPUAttentionBackendImpl):
 
     follows_swaa = True
 
-    def __init__(self, *args: Any, **kwargs: Any):
-        super().__init__(*args, **kwargs)
-        self.unreadable = self.is_fp8_kv_cache or self.alibi_slopes is not None
-
     def do_kv_cache_update(
         self, layer: Any, key: Tensor, value: Tensor, kv_cache: Tensor, slot_mapping: Tensor
     ) -> None:
@@ -151,8 +149,6 @@ class SWAACPUImpl(CPUAttentionBackendImpl):
         if part is None:
             # The keys are in the cache already: no key, so that no version stores them again.
             return super().forward(layer, query, None, None, kv_cache, attn_metadata, output, *scales)
-        if self.unreadable:
-            raise ConfigError("on CPUs, SWAA reads neither an fp8 cache nor ALiBi: use --kv-cache-dtype auto")
         if part.dense is not None:
             dense = torch.empty_like(output[: len(part.dense_rows)])
             super().forward(layer, query[part.dense_rows], None, None, kv_cache, part.dense, dense, *scales)
