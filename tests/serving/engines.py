@@ -31,7 +31,10 @@ def engine(folder, processes=False, **options):
     """
     from vllm import LLM
     from vllm.distributed import cleanup_dist_env_and_memory
+    from vllm.v1.attention import selector
 
+    # A test before this one may have used another backend.
+    selector._cached_get_attn_backend.cache_clear()
     own = processes or "speculative_config" in options
     os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = str(int(own))
     defaults = {

@@ -62,8 +62,8 @@ def test_prefix_cache(case):
     check(model, tokens, again)
     for prompt, output in zip(tokens, again, strict=True):
         assert output.num_cached_tokens == (len(prompt) - 1) // BLOCK * BLOCK
-    # A longer prompt with the same beginning, and a shorter one: other rows are the tail.
-    other = [tokens[-1] + tokens[1], tokens[-1][:-20], tokens[-2] + tokens[2]]
+    # Longer prompts with the same beginning, and shorter ones: other rows are the tail, in other blocks.
+    other = [tokens[-1] + tokens[1], tokens[-1][: 7 * BLOCK + 4], tokens[-2] + tokens[2], tokens[-3][: 3 * BLOCK + 1]]
     check(model, other, generate(llm, other))
 
 

@@ -16,7 +16,7 @@ def test_a_backend_that_would_ignore_the_rules(monkeypatch, tmp_path):
     load_general_plugins()
     monkeypatch.delitem(registry._ATTN_OVERRIDES, registry.AttentionBackendEnum.CPU_ATTN)
     saved_model(tmp_path, "llama", CONFIG)
-    with pytest.raises(ConfigError, match="would ignore.*--attention-backend"), engine(tmp_path):
+    with pytest.raises(ConfigError, match=r"would ignore.*--attention-backend"), engine(tmp_path):
         pass
 
 

@@ -37,6 +37,15 @@ def record(llm):
     llm.llm_engine.vllm_config.compilation_config.cudagraph_mode = CUDAGraphMode.FULL_DECODE_ONLY
 
 
+def check_builders(llm, kind, recorded):
+    """What ran was the backend that the test is about, in the way that it is about."""
+    worker = llm.llm_engine.engine_core.engine_core.model_executor.driver_worker.worker
+    groups = [group for groups in worker.model_runner.attn_groups for group in groups]
+    builders = [builder for group in groups for builder in group.metadata_builders]
+    assert all(isinstance(builder, kind) for builder in builders)
+    assert any(builder.recorded for builder in builders) == recorded
+
+
 @pytest.mark.parametrize("recorded", [False, True])
 @pytest.mark.parametrize("name", ADAPTATIONS)
 def test_flash(name, recorded, use, tmp_path):
@@ -53,19 +62,18 @@ def test_flash(name, recorded, use, tmp_path):
         one_row = prompts(97, seed=3)
         check(model, one_row, generate(llm, one_row, new=12))
         check(model, one_row, generate(llm, one_row, new=12))
-        worker = llm.llm_engine.engine_core.engine_core.model_executor.driver_worker.worker
-        groups = [group for groups in worker.model_runner.attn_groups for group in groups]
-        builders = [builder for group in groups for builder in group.metadata_builders]
-        assert all(isinstance(builder, SWAAFlashMetadataBuilder) for builder in builders)
-        assert any(builder.recorded for builder in builders) == recorded
+        check_builders(llm, SWAAFlashMetadataBuilder, recorded)
 
 
 @pytest.mark.parametrize(("name", "recorded"), [("everything", False), ("released", True)])
 def test_triton(name, recorded, use, tmp_path):
     use("swaa.vllm.triton.SWAATritonBackend")
+    from swaa.vllm.triton import SWAATritonMetadataBuilder
+
     model = saved_model(tmp_path, "llama", ADAPTATIONS[name])
     with engine(tmp_path, max_num_batched_tokens=128) as llm:
         if recorded:
             record(llm)
         tokens = prompts(5, 70, 129)
         check(model, tokens, generate(llm, tokens, new=5))
+        check_builders(llm, SWAATritonMetadataBuilder, recorded)
