@@ -19,6 +19,7 @@ def engine(swaa=None, family="llama", **changes):
     model = {"hf_config": config, "hf_text_config": config, "use_mla": False, "runner_type": "generate"}
     model |= {name: changes.pop(name) for name in list(changes) if name in model}
     parts = {"speculative_config": None, "kv_transfer_config": None, "parallel_config": SimpleNamespace(**changes)}
+    parts["scheduler_config"] = SimpleNamespace(disable_hybrid_kv_cache_manager=changes.pop("one_kind", False))
     parts |= {name: changes[name] for name in list(changes) if name in parts}
     return SimpleNamespace(model_config=SimpleNamespace(**model), **parts)
 
@@ -27,11 +28,13 @@ CONFIG = SWAAConfig(window=8, sinks=2, full_layers=[1], fa_decode=[0])
 
 
 def test_rules_by_layer():
-    found = layer_rules(engine(CONFIG.to_dict()))
+    vllm_config = engine(CONFIG.to_dict())
+    found = layer_rules(vllm_config)
     assert found == {0: LayerRule(8, 2, True), 2: LayerRule(8, 2), 3: LayerRule(8, 2)}
-    assert [releases(CONFIG, rule) for rule in found.values()] == [False, True, True]
-    assert not releases(CONFIG.replace(release_kv=False), found[2])
-    assert not releases(CONFIG, LayerRule(8, 2, dense_tail=1))
+    assert [releases(vllm_config, rule) for rule in found.values()] == [False, True, True]
+    assert not releases(vllm_config, LayerRule(8, 2, dense_tail=1))
+    assert not releases(engine(CONFIG.replace(release_kv=False).to_dict()), found[2])
+    assert not releases(engine(CONFIG.to_dict(), one_kind=True), found[2])
 
 
 def test_native_windows_stay():

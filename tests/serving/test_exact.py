@@ -27,6 +27,11 @@ CASES = {
         swaa.SWAAConfig(window=20, sinks=4, dense_tail=5, fa_decode=[1, 3]),
         {"speculative_config": NGRAM},
     ),
+    "one kind of cache": (
+        "llama",
+        swaa.SWAAConfig(window=20, sinks=4, full_layers=[1]),
+        {"disable_hybrid_kv_cache_manager": True},
+    ),
     "full attention": ("llama", swaa.SWAAConfig(), {}),
 }
 

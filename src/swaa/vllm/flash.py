@@ -104,9 +104,8 @@ class SWAAFlashMetadataBuilder(FlashAttentionMetadataBuilder):
         metadata.swaa = {}
         if not self.swaa.distinct:
             return metadata
-        if hasattr(self.kv_cache_spec, "sink_tokens"):
-            # A spec that releases blocks calls itself a sliding window; vLLM's call is to apply none.
-            metadata.sliding_window = (-1, -1)
+        # A spec that releases blocks calls itself a sliding window; vLLM's own call is to go by the layer instead.
+        metadata.sliding_window = None
         step, parts = self.swaa.step(common), {}
         # A recorded step is replayed whether rows slide or not, so it always takes the same way.
         recorded = common.max_query_len == 1 and self.compilation_config.cudagraph_mode.has_full_cudagraphs()

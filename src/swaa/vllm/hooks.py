@@ -48,8 +48,7 @@ def _wrap_spec(original: Any) -> Any:
             )
         from swaa.vllm.cache import sink_window_spec
 
-        config = adaptation(vllm_config)
-        return sink_window_spec(spec, rule) if config and releases(config, rule) else spec
+        return sink_window_spec(spec, rule) if releases(vllm_config, rule) else spec
 
     return get_kv_cache_spec
 
@@ -75,7 +74,7 @@ def _log(vllm_config: Any) -> None:
 
     config, rules = adaptation(vllm_config), layer_rules(vllm_config)
     assert config is not None
-    released = sum(releases(config, rule) for rule in rules.values())
+    released = sum(releases(vllm_config, rule) for rule in rules.values())
     count = vllm_config.model_config.hf_text_config.num_hidden_layers
     # vLLM shows the lines of loggers below its own.
     init_logger("vllm.swaa").info(

@@ -64,9 +64,15 @@ def rule_of(vllm_config: Any, layer_name: str) -> LayerRule | None:
     return rules.get(extract_layer_index(layer_name))
 
 
-def releases(config: SWAAConfig, rule: LayerRule) -> bool:
-    """Tell whether a layer releases blocks. A dense tail needs the whole prompt, so such a layer keeps everything."""
-    return config.release_kv and rule.window is not None and not rule.fa_decode and not rule.dense_tail
+def releases(vllm_config: Any, rule: LayerRule) -> bool:
+    """Tell whether a layer releases blocks. A dense tail needs the whole prompt, so such a layer keeps everything.
+
+    So do all layers where vLLM keeps one kind of cache only (`--disable-hybrid-kv-cache-manager`).
+    """
+    config = adaptation(vllm_config)
+    if config is None or not config.release_kv or vllm_config.scheduler_config.disable_hybrid_kv_cache_manager:
+        return False
+    return rule.window is not None and not rule.fa_decode and not rule.dense_tail
 
 
 def check(vllm_config: Any, config: SWAAConfig) -> None:
