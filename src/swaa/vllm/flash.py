@@ -58,8 +58,9 @@ class _Span:
         dense: `[pieces]` int32, keys up to the last row of rows that see everything; None: there are none.
         window: `[pieces]` int32, the same for sliding rows.
         sinks: `[pieces]` int32, sinks that sliding rows see; None: there are none.
-
-    Where a span has rows of both kinds (in a step that is recorded), the keys of the other kind are 0.
+        sliding: `[rows, 1, 1]` int32, 1 for sliding rows, where a span may have rows of both kinds (in a step that is
+            recorded). Both are computed then; a row has one key in what is not for it, since what FlashAttention makes
+            of no keys is undefined.
     """
 
     first: int
@@ -71,6 +72,7 @@ class _Span:
     dense: Tensor | None = None
     window: Tensor | None = None
     sinks: Tensor | None = None
+    sliding: Tensor | None = None
 
 
 class SWAAFlashMetadataBuilder(FlashAttentionMetadataBuilder):
@@ -144,17 +146,20 @@ class SWAAFlashMetadataBuilder(FlashAttentionMetadataBuilder):
 
     def _single_rows(self, rule: LayerRule, step: Step, common: Any) -> _Span:
         pieces = single_rows(rule, step)
-        count, keys = len(pieces), pieces.first + 1
-        # A row that only pads the batch gets one key, so that nothing is divided by zero.
-        dense = np.where(pieces.sliding, 0, np.maximum(keys, 1))
-        packed = [dense, np.where(pieces.sliding, keys, 0), np.where(pieces.sliding, rule.sinks, 0)]
+        count, keys = len(pieces), np.maximum(pieces.first + 1, 1)
+        packed = [
+            np.where(pieces.sliding, 1, keys),
+            np.where(pieces.sliding, keys, 1),
+            np.where(pieces.sliding, rule.sinks, 1),
+            pieces.sliding,
+        ]
         if rule not in self.recorded:
-            self.recorded[rule] = torch.zeros(3, self.swaa.most, dtype=torch.int32, device=self.device)
+            self.recorded[rule] = torch.zeros(len(packed), self.swaa.most, dtype=torch.int32, device=self.device)
         numbers = self.recorded[rule][:, :count]
         numbers.copy_(to_device(np.stack(packed), self.device))
         return _Span(
             0,
-            common.num_actual_tokens,
+            count,
             common.query_start_loc,
             common.block_table_tensor,
             1,
@@ -162,6 +167,7 @@ class SWAAFlashMetadataBuilder(FlashAttentionMetadataBuilder):
             dense=numbers[0],
             window=numbers[1],
             sinks=numbers[2] if rule.sinks else None,
+            sliding=numbers[3][:, None, None],
         )
 
 
@@ -243,22 +249,16 @@ class SWAAFlashImpl(FlashAttentionImpl):
                 return_softmax_lse=out is None,
             )
 
-        if span.window is None:
-            assert span.dense is not None
-            call(span.dense, span.longest, causal=True, left=-1, splits=splits, out=output)
-            return
-        if span.dense is None and span.sinks is None:
-            call(span.window, span.longest, causal=True, left=rule.window - 1, splits=1, out=output)
-            return
-        parts = [call(span.window, span.longest, causal=True, left=rule.window - 1, splits=1, out=None)]
-        if span.sinks is not None:
-            parts.append(call(span.sinks, rule.sinks, causal=False, left=-1, splits=1, out=None))
         if span.dense is not None:
-            parts.append(call(span.dense, span.longest, causal=True, left=-1, splits=splits, out=None))
-        (seen, weight), *rest = parts
-        for index, (other, other_weight) in enumerate(rest):
-            last = index == len(rest) - 1
-            merged = output if last else torch.empty_like(output)
-            merged_weight = None if last else torch.empty_like(weight)
-            merge_attn_states(merged, other, other_weight, seen, weight, merged_weight)
-            seen, weight = merged, merged_weight
+            call(span.dense, span.longest, causal=True, left=-1, splits=splits, out=output)
+        if span.window is None:
+            return
+        merged = output if span.sliding is None else torch.empty_like(output)
+        if span.sinks is None:
+            call(span.window, span.longest, causal=True, left=rule.window - 1, splits=1, out=merged)
+        else:
+            near = call(span.window, span.longest, causal=True, left=rule.window - 1, splits=1, out=None)
+            first = call(span.sinks, rule.sinks, causal=False, left=-1, splits=1, out=None)
+            merge_attn_states(merged, *first, *near)
+        if span.sliding is not None:
+            torch.where(span.sliding > 0, merged, output, out=output)

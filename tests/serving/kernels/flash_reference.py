@@ -21,11 +21,11 @@ def flash_attn_varlen_func(
 ):
     """As FlashAttention: `q` is `[rows, heads, dim]`, `k` and `v` are `[blocks, block, kv_heads, dim]`.
 
-    The mask is aligned to the last row and the last key; a row that sees nothing gives 0, and -inf as its weight.
+    The mask is aligned to the last row and the last key. A row that sees nothing is undefined.
     """
     assert softcap == 0.0
-    result = torch.zeros_like(q)
-    lse = torch.full((q.shape[1], q.shape[0]), float("-inf"))
+    result = torch.full_like(q, float("nan"))
+    lse = torch.full((q.shape[1], q.shape[0]), float("nan"))
     left = -1 if window_size is None else window_size[0]
     for index, count in enumerate(seqused_k.tolist()):
         low, high = int(cu_seqlens_q[index]), int(cu_seqlens_q[index + 1])
@@ -44,8 +44,7 @@ def flash_attn_varlen_func(
             seen &= key >= position - left
         scores = (q[low:high].transpose(0, 1) @ keys.transpose(1, 2) * softmax_scale).masked_fill(~seen, float("-inf"))
         lse[:, low:high] = scores.logsumexp(-1)
-        weights = (scores - lse[:, low:high, None]).exp().nan_to_num(0.0)
-        result[low:high] = (weights @ values).transpose(0, 1)
+        result[low:high] = ((scores - lse[:, low:high, None]).exp() @ values).transpose(0, 1)
     if out is not None:
         out.copy_(result)
         result = out
@@ -55,7 +54,7 @@ def flash_attn_varlen_func(
 def merge_attn_states(output, one, one_lse, other, other_lse, output_lse=None):
     """As vLLM's: put two partial results together by their log-sum-exp."""
     lse = torch.logaddexp(one_lse, other_lse)
-    parts = [x * (w - lse).exp().nan_to_num(0.0).T[..., None] for x, w in ((one, one_lse), (other, other_lse))]
+    parts = [x * (w - lse).exp().T[..., None] for x, w in ((one, one_lse), (other, other_lse))]
     output.copy_(parts[0] + parts[1])
     if output_lse is not None:
         output_lse.copy_(lse)
