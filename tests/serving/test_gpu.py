@@ -5,8 +5,6 @@ import torch
 
 import swaa
 from engines import check, engine, generate, prompts, saved_model
-from swaa.models import default_model_path, load_model
-from swaa.prose import prose
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]
 
@@ -42,28 +40,22 @@ def error(model, tokens, outputs):
     found = []
     for prompt, output in zip(tokens, outputs, strict=True):
         answer = list(output.outputs[0].token_ids)
-        row = torch.tensor([prompt + answer], device=model.device)
         with torch.no_grad():
-            kwargs = {"prompt_length": len(prompt)} if swaa.adaptation(model) else {}
-            logits = model(row, use_cache=False, **kwargs).logits[0, len(prompt) - 1 : -1].log_softmax(-1)
+            logits = model(torch.tensor([prompt + answer]), prompt_length=len(prompt), use_cache=False).logits[0]
+        expected = logits[len(prompt) - 1 : -1].log_softmax(-1)
         for index, (entry, token) in enumerate(zip(output.outputs[0].logprobs, answer, strict=True)):
-            found.append(abs(entry[token].logprob - float(logits[index, token])))
+            found.append(abs(entry[token].logprob - float(expected[index, token])))
     return sum(found) / len(found)
 
 
-@pytest.mark.parametrize("backend", ["FLASH_ATTN", "TRITON_ATTN"])
 @pytest.mark.parametrize("graphs", [False, True])
-def test_the_real_model_in_bfloat16(backend, graphs):
+@pytest.mark.parametrize("backend", ["FLASH_ATTN", "TRITON_ATTN"])
+def test_bfloat16(backend, graphs, tmp_path):
     """As near to float32 as vLLM's own full attention is in bfloat16."""
-    model, tokenizer = load_model(dtype="float32", device="cuda")
-    text = tokenizer(prose("test")[:40_000])["input_ids"]
-    tokens = [text[start : start + length] for start, length in ((0, 1500), (1500, 700), (3000, 129), (4000, 1025))]
-    options = {"dtype": "bfloat16", "block_size": 16, "max_model_len": 2048, "max_num_batched_tokens": 512}
-    options |= {"gpu_memory_utilization": 0.2, "attention_backend": backend, "enforce_eager": not graphs}
-    errors = {}
+    options = {"dtype": "bfloat16", "block_size": 16, "gpu_memory_utilization": 0.2, "attention_backend": backend}
+    tokens, errors = prompts(*LENGTHS, 97, seed=2), {}
     for name, config in {"full": swaa.SWAAConfig(), **ADAPTATIONS}.items():
-        with engine(default_model_path(), hf_overrides={"swaa": config.to_dict()}, **options) as llm:
-            outputs = [generate(llm, tokens, new=32) for _ in range(2)]
-        swaa.adapt(model, config) if config.window else swaa.restore(model)
-        errors[name] = max(error(model, tokens, output) for output in outputs)
+        model = saved_model(tmp_path / name, "qwen3", config)
+        with engine(tmp_path / name, enforce_eager=not graphs, **options) as llm:
+            errors[name] = max(error(model, tokens, generate(llm, tokens)) for _ in range(2))
     assert max(errors.values()) < 2 * errors["full"] + 0.01, errors
