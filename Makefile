@@ -2,14 +2,21 @@
 PYTHON ?= python3.11
 VENV ?= .venv
 BIN := $(VENV)/bin
+# vLLM pins its dependencies, so it has an environment of its own.
+VLLM_BIN := .venv-vllm/bin
 
-.PHONY: demo test lint docs clean
+.PHONY: demo test test-vllm lint docs clean
 
 demo: $(VENV)/.installed
 	$(BIN)/swaa compare
 
 test: $(VENV)/.installed
 	$(BIN)/python -m pytest
+
+# The backends for GPUs run in Triton's interpreter, in a process of their own: vLLM must believe that there is a GPU.
+test-vllm: .venv-vllm/.installed
+	$(VLLM_BIN)/python -m pytest -o addopts=--strict-markers tests/serving --ignore=tests/serving/kernels
+	$(VLLM_BIN)/python -m pytest -o addopts=--strict-markers tests/serving/kernels
 
 lint: $(VENV)/.installed
 	$(BIN)/ruff format --check .
@@ -24,5 +31,12 @@ $(VENV)/.installed: pyproject.toml
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
 	touch $@
 
+.venv-vllm/.installed: tests/serving/requirements.txt pyproject.toml
+	$(PYTHON) -m venv .venv-vllm
+	$(VLLM_BIN)/python -m pip install --quiet --disable-pip-version-check torch==2.13.0
+	$(VLLM_BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -r tests/serving/requirements.txt
+	$(VLLM_BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --editable .
+	touch $@
+
 clean:
-	rm -rf $(VENV) site .pytest_cache .mypy_cache .ruff_cache .coverage
+	rm -rf $(VENV) .venv-vllm site .pytest_cache .mypy_cache .ruff_cache .coverage

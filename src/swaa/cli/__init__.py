@@ -14,7 +14,10 @@ from swaa.cli.common import notes
 _COMMANDS = ("inspect", "compare", "select", "eval", "generate", "distill", "train", "merge", "report", "recommend")
 _APPS = ("bench", "recipes")
 # Their options are those of another program.
-_FOREIGN = {"lm_eval": {"ignore_unknown_options": True, "allow_interspersed_args": False}}
+_FOREIGN = {
+    "lm_eval": {"ignore_unknown_options": True, "allow_interspersed_args": False},
+    "serve": {"ignore_unknown_options": True},
+}
 
 
 class _Group(TyperGroup):
