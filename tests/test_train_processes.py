@@ -12,7 +12,7 @@ import torch
 
 import swaa
 from families import tiny_model
-from swaa.adapting import adaptation
+from swaa.attaching import adaptation
 from swaa.train import merge
 from test_train_data import CHATML
 from test_train_run import logits, weights

@@ -54,7 +54,7 @@ def serve(
     config = load_config(model)
     chosen = resolve_recipe(
         recipe,
-        stored=getattr(config, "swaa", None),
+        model_config=config,
         window=window,
         sinks=sinks,
         full_layers=full_layers,
