@@ -363,3 +363,10 @@ def test_the_bounds_solve_the_score_equation(count):
             assert deviation**2 == pytest.approx(1.959964**2 * bound * (1 - bound) / count, abs=1e-9)
         mirrored = accuracy_interval(count - correct, count)
         assert (1 - mirrored[1], 1 - mirrored[0]) == pytest.approx((low, high), abs=1e-12)
+
+
+@pytest.mark.parametrize("count", [1, 4, 10, 24, 399])
+def test_the_interval_holds_the_accuracy_at_its_ends_too(count):
+    for correct in (0, count):
+        low, high = accuracy_interval(correct, count)
+        assert 0 <= low <= correct / count <= high <= 1

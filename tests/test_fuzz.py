@@ -14,8 +14,8 @@ from random_cases import cases
 from swaa.adapting import plan_layers
 from swaa.cli import app
 from swaa.config import ConfigError, SWAAConfig, load_settings
-from swaa.state import AdaptError
 from swaa.recipes import Recipe, load_recipe, load_recipes
+from swaa.state import AdaptError
 
 MODEL_CONFIG = tiny_model().config
 SCALARS = (

@@ -7,7 +7,7 @@ from typer.testing import CliRunner
 
 import swaa
 from families import TINY, tiny_model
-from swaa.adapting import adaptation
+from swaa.attaching import adaptation
 from swaa.cli import app
 from swaa.cli.loading import load_config
 from swaa.models import DEFAULT_MODEL, load_model

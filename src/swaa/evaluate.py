@@ -248,7 +248,8 @@ def accuracy_interval(correct: float, count: int) -> tuple[float, float]:
     share, spread = correct / count, z * z / count
     middle = (share + spread / 2) / (1 + spread)
     half = z * math.sqrt(share * (1 - share) / count + spread / (4 * count)) / (1 + spread)
-    return max(middle - half, 0.0), min(middle + half, 1.0)
+    # It holds the accuracy, but for rounding at its ends.
+    return max(min(middle - half, share), 0.0), min(max(middle + half, share), 1.0)
 
 
 def _padding(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> int:
