@@ -34,7 +34,7 @@ def compiled(kernel, **constants):
 
 def main():
     warnings.simplefilter("ignore")
-    early = compiled(gemv, ROWS=4, COLUMNS=512, CHUNKS=5)
+    early = compiled(gemv, COLUMNS=512, CHUNKS=5)
     assert "ld.global" in early.partition("griddepcontrol.wait")[0], "no weight is on its way before the wait"
     for kernel in (decode.split, decode.merge, decode.write_slot):
         code = compiled(kernel)

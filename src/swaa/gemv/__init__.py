@@ -39,17 +39,17 @@ def gemv(x: Tensor, weights: Sequence[Tensor]) -> Tensor:
     output = x.new_empty(*x.shape[:-1], sum(sizes))
     filled = [*weights, *[weights[0]] * (_MOST - len(weights))]
     columns = x.shape[-1]
-    rows, block = (4 if sum(sizes) <= _FEW_ROWS else 8), min(_COLUMNS, max(16, 1 << (columns - 1).bit_length()))
-    kernel[(sum(-(-size // rows) for size in sizes),)](
+    block = min(_COLUMNS, max(16, 1 << (columns - 1).bit_length()))
+    kernel[(sum(sizes),)](
         x.contiguous(), *filled, output, *sizes, *[0] * (_MOST - len(sizes)), *(weight.stride(0) for weight in filled),
-        columns, ROWS=rows, COLUMNS=block, CHUNKS=-(-columns // block), num_warps=2, **early_start(x.device),
+        columns, COLUMNS=block, CHUNKS=-(-columns // block), num_warps=1, **early_start(x.device),
     )  # fmt: skip
     return output
 
 
-# Rows of all matrices up to which blocks are small, so that all multiprocessors have some; columns that are read at a
-# time: 16 bytes a thread of two warps in bfloat16, so that the vector lies as the matrix does.
-_FEW_ROWS, _COLUMNS = 8192, 512
+# Columns that a program, one warp, reads at a time: 32 bytes a thread in bfloat16. Within 4 % of the best of 15 choices
+# for each matrix of Qwen3-4B on an H100.
+_COLUMNS = 512
 
 
 @gemv.register_fake
