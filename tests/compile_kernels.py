@@ -11,6 +11,9 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from swaa.attention.kernels import decode
+from swaa.attention.kernels.backward import key_gradient, output_products, query_gradient
+from swaa.attention.kernels.common import COUNTS
+from swaa.attention.kernels.forward import forward
 from swaa.gemv.kernel import gemv
 
 TENSORS = {"PART": "*fp32", "PART_TOP": "*fp32", "PART_NORM": "*fp32", "LSE": "*fp32", "RANGES": "*i32", "MASK": "*i1"}
@@ -45,6 +48,20 @@ def main():
         assert "st.global" not in before, f"{kernel.__name__} writes too early"
         print(kernel.__name__)
     compiled(decode.describe_slots, DENSE=True)
+    counted = [
+        forward,
+        output_products,
+        query_gradient,
+        key_gradient,
+        decode.split,
+        decode.merge,
+        decode.describe_slots,
+    ]
+    for kernel in counted:
+        # Strides, and what belongs to the model, may be built in.
+        varying = [p for p in kernel.params if p.name in COUNTS and not p.is_constexpr]
+        assert varying, f"{kernel.__name__} names no count as the others do"
+        assert all(p.do_not_specialize for p in varying), f"{kernel.__name__} is built again for another length"
     print("gemv, describe_slots")
 
 

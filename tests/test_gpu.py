@@ -9,6 +9,8 @@ from transformers import DynamicCache
 import swaa
 from families import reference, tiny_model
 from swaa.attention import BACKENDS, flex
+from swaa.attention.kernels.decode import merge, split
+from swaa.attention.kernels.forward import forward
 from swaa.cache import SinkWindowLayer, StaticSinkWindowLayer
 from swaa.config import LayerRule
 from swaa.decoding import DecodeStep
@@ -116,6 +118,18 @@ def test_memory_is_linear_in_the_length(name):
         BACKENDS[name](query, key, value, geometry=geometry, rule=rule, scaling=0.125)
         peaks.append(torch.cuda.max_memory_allocated() - before)
     assert peaks[1] < 5 * peaks[0]
+
+
+def test_another_length_builds_no_kernel():
+    rule, counts = LayerRule(window=20, sinks=4, fa_decode=True), []
+    for rows, past in ((64, 0), (63, 0), (97, 0), (1, 64), (1, 63), (3, 90), (80, 7)):
+        geometry = build_geometry(batch=1, past=past, rows=rows, prompt_length=min(60, past + rows))
+        query = torch.randn(1, 4, rows, 64, device="cuda", dtype=torch.bfloat16)
+        key, value = torch.randn(2, 1, 2, past + rows, 64, device="cuda", dtype=torch.bfloat16)
+        BACKENDS["triton"](query, key, value, geometry=geometry, rule=rule, scaling=0.125)
+        kernels = (forward, split, merge)
+        counts.append([sum(len(found[0]) for found in kernel.device_caches.values()) for kernel in kernels])
+    assert counts[-1] == [counts[0][0], *counts[3][1:]]
 
 
 def test_too_many_kinds_of_input_are_an_error(monkeypatch, request):

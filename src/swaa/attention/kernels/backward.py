@@ -7,10 +7,10 @@ added up in a fixed order: no atomics, so gradients are the same in every run.
 import triton
 import triton.language as tl
 
-from swaa.attention.kernels.common import LOG2E, MASKED, load_keys, load_rows, logits, sees
+from swaa.attention.kernels.common import COUNTS, LOG2E, MASKED, load_keys, load_rows, logits, sees
 
 
-@triton.jit
+@triton.jit(do_not_specialize=COUNTS)
 def output_products(
     OUT, OUT_GRAD, DELTA, rows, heads, VDIM: tl.constexpr, VPAD: tl.constexpr, ROWS: tl.constexpr
 ):  # fmt: skip
@@ -73,7 +73,7 @@ def _query_part(
     return gradient
 
 
-@triton.jit
+@triton.jit(do_not_specialize=COUNTS)
 def query_gradient(
     Q, K, V, OUT_GRAD, LSE, DELTA, GRAD, RANGES, QUERY_RANK, START_RANK, DENSE, KEY_RANK,
     q_batch, q_head, q_row, k_batch, k_head, k_row, v_batch, v_head, v_row, ranges_batch,
@@ -175,7 +175,7 @@ def _key_part(
     return key_grad, value_grad
 
 
-@triton.jit
+@triton.jit(do_not_specialize=COUNTS)
 def key_gradient(
     Q, K, V, OUT_GRAD, LSE, DELTA, KEY_GRAD, VALUE_GRAD, PARTS, VALUE_PARTS, ITEMS, TILES, QUERY_RANK, START_RANK,
     DENSE, KEY_RANK, q_batch, q_head, q_row, k_batch, k_head, k_row, v_batch, v_head, v_row,

@@ -6,10 +6,10 @@ All query heads of a KV head sit in one tile, so a key is read once for all of t
 import triton
 import triton.language as tl
 
-from swaa.attention.kernels.common import LOG2E, MASKED, after_previous, load_keys, load_rows, logits, sees
+from swaa.attention.kernels.common import COUNTS, LOG2E, MASKED, after_previous, load_keys, load_rows, logits, sees
 
 
-@triton.jit
+@triton.jit(do_not_specialize=COUNTS)
 def split(
     Q, K, V, PART, PART_TOP, PART_NORM, RANGES, QUERY_RANK, START_RANK, DENSE, KEY_RANK,
     q_batch, q_head, q_row, k_batch, k_head, k_row, v_batch, v_head, v_row, ranges_batch,
@@ -71,7 +71,7 @@ def split(
     tl.store(PART + at_part[:, None] * VDIM + value_dim[None, :], total, mask=(value_dim < VDIM)[None, :])
 
 
-@triton.jit
+@triton.jit(do_not_specialize=COUNTS)
 def merge(
     PART, PART_TOP, PART_NORM, OUT, AUX, kv_heads, groups, rows, splits, LINES: tl.constexpr, VDIM: tl.constexpr,
     VPAD: tl.constexpr, SPLITS: tl.constexpr, HAS_AUX: tl.constexpr, PDL: tl.constexpr,
@@ -101,7 +101,7 @@ def merge(
     tl.store(OUT + out_row * VDIM + value_dim, output.to(OUT.dtype.element_ty), mask=value_dim < VDIM)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=COUNTS)
 def write_slot(
     NEW_KEY, NEW_VALUE, KEYS, VALUES, SLOT, COLUMN, PADDING, new_batch, new_head, new_value_batch, new_value_head,
     batch_stride, head_stride, value_batch_stride, value_head_stride, kv_heads, sinks, DIM: tl.constexpr,
@@ -128,7 +128,7 @@ def write_slot(
         tl.store(VALUES + sink * VDIM + value_dim, value, mask=value_dim < VDIM)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=COUNTS)
 def describe_slots(
     COLUMN, PADDING, MASK, SLOT, STOP, slots, window, sinks, RING: tl.constexpr, DENSE: tl.constexpr,
     SLOTS: tl.constexpr,

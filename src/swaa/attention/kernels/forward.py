@@ -6,7 +6,7 @@ The order of the computation is FlashAttention-2's (arXiv 2307.08691, algorithm 
 import triton
 import triton.language as tl
 
-from swaa.attention.kernels.common import LOG2E, MASKED, load_keys, load_rows, logits, sees
+from swaa.attention.kernels.common import COUNTS, LOG2E, MASKED, load_keys, load_rows, logits, sees
 
 
 @triton.jit
@@ -52,7 +52,7 @@ def _attend(
     return total, norm, top
 
 
-@triton.jit
+@triton.jit(do_not_specialize=COUNTS)
 def forward(
     Q, K, V, OUT, LSE, RANGES, QUERY_RANK, START_RANK, DENSE, KEY_RANK, AUX,
     q_batch, q_head, q_row, k_batch, k_head, k_row, v_batch, v_head, v_row, ranges_batch,
