@@ -20,7 +20,7 @@ from typer.testing import CliRunner
 import swaa
 import swaa.cli.recipes
 from families import FAMILIES, TINY, tiny_model
-from swaa.cli import app
+from swaa.cli import app, loading
 from swaa.cli.common import resolve_recipe, token_count
 from swaa.cli.prompting import REASON_FIRST, read_prompt
 from swaa.cli.wording import billions, layer_ranges, quantity, short_form
@@ -649,3 +649,16 @@ def test_broken_pipe_is_quiet(command):
     finally:
         os.close(writer)
     assert (result.returncode, result.stderr) == (1, "")
+
+
+@pytest.mark.parametrize(("device", "threads"), [("cuda:0", 2), ("cpu", 6)])
+def test_few_threads_beside_a_gpu(monkeypatch, device, threads):
+    before = torch.get_num_threads()
+    loaded = SimpleNamespace(device=torch.device(device))
+    monkeypatch.setattr("swaa.models.load_model", lambda name, **_: (loaded, name))
+    torch.set_num_threads(6)
+    try:
+        assert loading.load("mine", dtype="auto", device="auto") == (loaded, "mine")
+        assert torch.get_num_threads() == threads
+    finally:
+        torch.set_num_threads(before)

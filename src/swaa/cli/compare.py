@@ -102,9 +102,10 @@ def compare(
     - `swaa compare -m Qwen/Qwen3-4B-Instruct-2507 -r paper-instruct,mine.yaml --length 32k --batch-size 4`
     """
     from swaa.adapters import add_adapter, read_adapter
+    from swaa.cli.loading import load
     from swaa.compare import Settings, check_names, choose_recipes, steps
     from swaa.compare import compare as run
-    from swaa.models import load_model, quiet_transformers
+    from swaa.models import quiet_transformers
     from swaa.results import new_folder
 
     settings = Settings(task, length, samples, seed, scoring, batch_size)
@@ -125,7 +126,7 @@ def compare(
             warn(f"{recipe.name}: a window of {recipe.config.window} covers all {length} tokens, nothing slides")
         if recipe.chain_of_thought != "none":
             warn(f"{recipe.name}: chain of thought plays no part here, answers are short")
-    loaded, tokenizer = load_model(model, dtype=dtype, device=device)
+    loaded, tokenizer = load(model, dtype=dtype, device=device)
     with quiet_transformers():
         for one in trained:
             loaded = add_adapter(loaded, one.path, one.key)

@@ -123,10 +123,11 @@ def distill(
     - `swaa distill -m Qwen/Qwen3-4B --url http://localhost:8000/v1 -d me/questions --samples 4 --max-new-tokens 4k
       --filters length,judge --judge-model Qwen/Qwen3-32B --judge-url http://localhost:8001/v1 -o answers`
     """
+    from swaa.cli.loading import load
     from swaa.distill import Filters, LocalTeacher, RemoteTeacher, Sampling, Teacher, read_prompts
     from swaa.distill import distill as run
     from swaa.judge import Judge
-    from swaa.models import load_model, quiet_transformers
+    from swaa.models import quiet_transformers
     from swaa.results import model_revision
     from swaa.runs.parallel import joined
 
@@ -145,7 +146,7 @@ def distill(
                 )
             teacher = RemoteTeacher(model, url, parallel=parallel)
         else:
-            loaded, tokenizer = load_model(model, dtype=dtype, device=workers.device)
+            loaded, tokenizer = load(model, dtype=dtype, device=workers.device)
             revision, share = model_revision(loaded), (workers.rank, workers.count)
             options: dict[str, Any] = {"name": model, "revision": revision, "batch_size": batch_size, "share": share}
             teacher = LocalTeacher(loaded, tokenizer, **options)

@@ -183,9 +183,10 @@ def eval(
     - `swaa eval --tasks longmemeval --data longmemeval=longmemeval_s.json --lengths 128k --judge-model gpt-4o`
     - `accelerate launch --num_processes 8 -m swaa.cli eval --tasks ruler --lengths 32k -o results/eight-gpus`
     """
+    from swaa.cli.loading import load
     from swaa.compare import choose_recipes
     from swaa.judge import Judge
-    from swaa.models import load_model, quiet_transformers
+    from swaa.models import quiet_transformers
     from swaa.results import new_folder
     from swaa.runs import RunFolder, RunSettings, run
     from swaa.runs.judging import is_open
@@ -218,7 +219,7 @@ def eval(
         judge = None
         if judge_model is not None and workers.rank == 0:
             judge = Judge(judge_model, judge_url, votes=judge_votes)
-        loaded, tokenizer = load_model(model, dtype=dtype, device=workers.device)
+        loaded, tokenizer = load(model, dtype=dtype, device=workers.device)
         if workers.rank == 0:
             _warn(loaded, chosen, settings)
         path = output_folder or new_folder("results", f"eval-{Path(model).name}")

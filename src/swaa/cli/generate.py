@@ -25,7 +25,7 @@ from swaa.cli.common import (
 from swaa.cli.prompting import encode_prompt, read_prompt
 from swaa.cli.wording import short_form
 from swaa.config import SWAAConfig
-from swaa.models import DEFAULT_MODEL, load_model
+from swaa.models import DEFAULT_MODEL
 
 
 def _limit(text: str | int) -> int | str:
@@ -125,7 +125,7 @@ def generate(
     text = read_prompt(prompt, file)
     from swaa.adapting import adapt, plan_layers
     from swaa.attaching import adaptation
-    from swaa.cli.loading import load_config
+    from swaa.cli.loading import load, load_config
     from swaa.models import quiet_transformers
 
     config = load_config(model)
@@ -147,7 +147,7 @@ def generate(
     if adapted:
         # Before the weights are loaded, which may take minutes.
         plan_layers(config.get_text_config(), chosen.config)
-    loaded, tokenizer = load_model(model, dtype=dtype, device=device)
+    loaded, tokenizer = load(model, dtype=dtype, device=device)
     if adapted:
         adapt(loaded, chosen.config, original_up_to=original_up_to)
     inputs = encode_prompt(tokenizer, text, chosen.chain_of_thought, system, raw)

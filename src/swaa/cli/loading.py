@@ -1,4 +1,4 @@
-"""A model's configuration without its weights."""
+"""What a command works on: a model, or its configuration without the weights."""
 
 from pathlib import Path
 from typing import Any
@@ -6,6 +6,22 @@ from typing import Any
 from swaa.errors import ModelError
 from swaa.models import DEFAULT_MODEL, default_model_path, quiet_transformers
 from swaa.registry import suggestion
+
+# Threads of the processor beside a GPU. What is left to compute there is small, and many threads waiting for each other
+# slow down every process of the machine.
+_THREADS_BESIDE_A_GPU = 2
+
+
+def load(name: str, *, dtype: Any, device: str) -> Any:
+    """Load a model and its tokenizer for a command that has this process to itself; see `swaa.models.load_model`."""
+    import torch
+
+    from swaa.models import load_model
+
+    loaded, tokenizer = load_model(name, dtype=dtype, device=device)
+    if loaded.device.type != "cpu":
+        torch.set_num_threads(min(torch.get_num_threads(), _THREADS_BESIDE_A_GPU))
+    return loaded, tokenizer
 
 
 def load_config(name: str) -> Any:

@@ -73,9 +73,9 @@ def recommend(
     - `swaa recommend --length 2k --goal memory --calibrate` (some minutes on two cores)
     """
     from swaa.cli.inspection import without_weights
-    from swaa.cli.loading import load_config
+    from swaa.cli.loading import load, load_config
     from swaa.cost import active_parameters
-    from swaa.models import load_model, quiet_transformers
+    from swaa.models import quiet_transformers
     from swaa.recipes import load_recipes
     from swaa.recommend import GOALS, candidates
     from swaa.recommend import calibrate as measure
@@ -98,7 +98,7 @@ def recommend(
     if limit and length > limit:
         warn(f"{length} tokens are more than the {limit} positions that the model was trained on")
     if calibrate:
-        loaded, tokenizer = load_model(model, dtype=dtype, device=device)
+        loaded, tokenizer = load(model, dtype=dtype, device=device)
         with quiet_transformers(), time_left(shown=True) as update:
             found = measure(loaded, tokenizer, found, length=length, samples=samples, progress=update)
     outcome = choose(found, goal)

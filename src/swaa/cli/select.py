@@ -175,7 +175,8 @@ def select(
     - `swaa select --method policy --max-kv 0.5 --trials 100 -o results/policy`, then
       `swaa eval -r results/policy/policy-1.json`
     """
-    from swaa.models import load_model, quiet_transformers
+    from swaa.cli.loading import load
+    from swaa.models import quiet_transformers
     from swaa.results import new_folder
     from swaa.select import Calibration
     from swaa.select.run import SelectSettings
@@ -216,7 +217,7 @@ def select(
     if not searching and (chosen.config.window or 0) >= length:
         warn(f"a window of {chosen.config.window} covers all {length} tokens, nothing slides: use a longer --length")
     with quiet_transformers():
-        loaded, tokenizer = load_model(model, dtype=dtype, device=device)
+        loaded, tokenizer = load(model, dtype=dtype, device=device)
         warn_of_length(loaded.config, length)
         path = output_folder or new_folder("results", f"select-{Path(model).name}")
         begin = time.perf_counter()

@@ -82,9 +82,9 @@ def train(
 
     from swaa.adapters import adapter_base
     from swaa.adapting import adapt, plan_layers
-    from swaa.cli.loading import load_config
+    from swaa.cli.loading import load, load_config
     from swaa.config import SWAAConfig
-    from swaa.models import load_model, loading_options, quiet_transformers
+    from swaa.models import loading_options, quiet_transformers
     from swaa.runs.parallel import joined
     from swaa.tasks import TASKS
     from swaa.train import Lora, Objective, TrainSettings, fine_tune, make_examples, read_data
@@ -134,7 +134,7 @@ def train(
     begin = time.perf_counter()
     with joined(device) as workers, quiet_transformers():
         # Weights that are trained need float32: a step of 1e-4 is lost in the rounding of bfloat16.
-        loaded, tokenizer = load_model(model, dtype="float32" if full else options["dtype"], device=workers.loading)
+        loaded, tokenizer = load(model, dtype="float32" if full else options["dtype"], device=workers.loading)
         adapt(loaded, chosen.config)
         limit = max_length or getattr(config.get_text_config(), "max_position_embeddings", None)
         examples, left_out = make_examples(rows, tokenizer, max_length=limit)
