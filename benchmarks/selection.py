@@ -1,4 +1,4 @@
-"""Layer selection of the default model: every method and budget, at three lengths, under six recipes; and KV heads.
+"""Layer selection of the default model: methods and budgets, at three lengths, under six recipes; and KV heads.
 
     python benchmarks/selection.py --jobs 4 --minutes 9     # again and again until it says "complete"
     python benchmarks/selection.py --cells 2k-fa,8k-release # these only; --list shows them, the most telling first
@@ -40,13 +40,23 @@ LENGTHS = {"2k": Length(2048, 256, 60, 64), "4k": Length(4096, 512, 30, 128), "8
 CURVE = (1, 2, 4, 8, 15)
 
 
+# Taking layers away one by one costs as much as all other methods; exchanging them, more.
+METHODS = tuple(name for name in SELECTORS if name not in ("backward", "swap"))
+THOROUGH = (*METHODS, "backward")
+# Among three times as many KV heads at a bearable cost.
+HEAD_METHODS = ("periodic", "nll", "nll-won", "gates")
+# KV heads of a layer.
+KV_HEADS = 3
+
+
 class Mode(NamedTuple):
-    """A recipe: FA decode, the dense tail, whether there are many sinks or 10; what is chosen, and how many of them."""
+    """A recipe: FA decode, the dense tail, whether there are many sinks or 10; what is chosen, how many, and how."""
 
     fa_decode: bool
     dense_tail: int = 0
     many_sinks: bool = False
     budgets: tuple[int, ...] = CURVE
+    methods: tuple[str, ...] = METHODS
     unit: str = "layers"
 
 
@@ -56,20 +66,19 @@ MODES = {
     "fa-tail": Mode(True, 32),
     "release-tail": Mode(False, 32),
     # What few layers can do at best.
-    "fa-tail-sinks": Mode(True, 64, True, (1, 2, 4)),
-    "release-tail-sinks": Mode(False, 64, True, (2, 4, 8)),
-    "release-heads": Mode(False, 0, False, (4, 8), "heads"),
-    "release-tail-sinks-heads": Mode(False, 64, True, (4, 8), "heads"),
+    "fa-tail-sinks": Mode(True, 64, True, (1, 2, 4), THOROUGH),
+    "release-tail-sinks": Mode(False, 64, True, (2, 4, 8), THOROUGH),
+    "fa-exchanged": Mode(True, 0, False, (4,), ("greedy", "backward", "swap")),
+    "release-heads": Mode(False, 0, False, (4, 8), HEAD_METHODS, "heads"),
+    "release-tail-sinks-heads": Mode(False, 64, True, (4, 8), HEAD_METHODS, "heads"),
 }
 # The most telling first.
 ORDER = (
-    *("8k-release-tail-sinks", "8k-fa-tail-sinks", "2k-release-tail-sinks", "2k-fa-tail-sinks", "4k-fa-tail-sinks"),
-    *("2k-release", "2k-fa", "2k-release-heads", "8k-release-tail-sinks-heads", "8k-release", "8k-fa"),
-    *("4k-release", "4k-fa", "2k-release-tail", "2k-fa-tail", "8k-release-tail", "8k-fa-tail"),
-    *("4k-release-tail", "4k-fa-tail", "4k-release-tail-sinks", "2k-release-tail-sinks-heads"),
+    *("8k-fa-tail-sinks", "2k-release-tail-sinks", "8k-release-tail-sinks", "2k-fa-tail-sinks", "4k-fa-tail-sinks"),
+    *("2k-fa", "2k-release", "2k-fa-exchanged", "2k-release-heads", "8k-release-tail-sinks-heads"),
+    *("2k-fa-tail", "2k-release-tail", "4k-fa", "4k-release", "4k-fa-tail", "4k-release-tail"),
+    *("8k-fa", "8k-release", "8k-fa-tail", "8k-release-tail"),
 )
-# KV heads of a layer, and the methods that choose among three times as many of them at a bearable cost.
-KV_HEADS, HEAD_METHODS = 3, ("periodic", "lazy", "nll", "nll-won", "backward", "gates")
 # Tokens that a pass holds.
 PASS_TOKENS = 1 << 16
 
@@ -89,12 +98,12 @@ def run_cell(model: Any, tokenizer: Any, cell: str, options: argparse.Namespace,
         fa_decode=wanted.fa_decode,
         dense_tail=wanted.dense_tail,
     )
-    methods = options.methods.split(",")
+    methods = options.methods.split(",") if options.methods else wanted.methods
     budgets = [int(text) for text in options.budgets.split(",")] if options.budgets else wanted.budgets
     # As much memory as so many layers.
     size = KV_HEADS if wanted.unit == "heads" else 1
     settings = SelectSettings(
-        methods=tuple(name for name in methods if wanted.unit == "layers" or name in HEAD_METHODS),
+        methods=tuple(methods),
         budgets=tuple(size * budget for budget in budgets),
         calibration=Calibration(tokens, options.samples or length.prompts, seed=0),
         tasks=tuple(options.tasks.split(",")),
@@ -119,7 +128,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_options(parser, "results/selection")
     own = [
-        parser.add_argument("--methods", default=",".join(SELECTORS)),
+        parser.add_argument("--methods", help="comma list; by cell otherwise"),
         parser.add_argument("--budgets", help="comma list; by cell otherwise"),
         parser.add_argument("--tasks", default="needle,needle-multikey"),
         parser.add_argument("--samples", type=int, help="calibration prompts; by length otherwise"),
