@@ -174,6 +174,7 @@ def run_cell(loaded: tuple[Any, Any], cell: Cell, options: argparse.Namespace, s
         samples=cell.samples(options),
         batch_size=max(PASS_TOKENS["cuda" if model.device.type == "cuda" else "cpu"] // cell.length, 1),
         prefill_runs=0,
+        static_cache=model.device.type == "cuda",
     )
     progress = Progress(cell.name, stop, "tokens")
     folder = RunFolder(options.output / cell.name)

@@ -50,12 +50,12 @@ def read(folder, rows):
     return read_prompts(str(file))
 
 
-def teacher(batch_size=4, model=None):
+def teacher(batch_size=4, model=None, **options):
     tokenizer = tiny_tokenizer(CHATML)
     # Texts end now and then: the end is one of few tokens that are likely.
     model = model or tiny_model(vocab_size=len(VOCABULARY), initializer_range=0.02)
     model.generation_config.eos_token_id = list(range(20))
-    return LocalTeacher(model, tokenizer, name="tiny", revision="r1", batch_size=batch_size)
+    return LocalTeacher(model, tokenizer, name="tiny", revision="r1", batch_size=batch_size, **options)
 
 
 def table(folder, name="answers"):
@@ -162,6 +162,14 @@ def test_folders_of_other_runs_are_refused(prompts, tmp_path):
     (tmp_path / "other" / "file").touch()
     with pytest.raises(ValueError, match="not empty and holds no run"):
         distill(prompts, teacher(), tmp_path / "other", SHORT)
+
+
+def test_a_static_cache_draws_the_same(tmp_path, prompts):
+    distill(prompts, teacher(), tmp_path / "growing", SHORT, Filters(()))
+    other = teacher(static_cache=True)
+    distill(prompts, other, tmp_path / "static", SHORT, Filters(()))
+    assert table(tmp_path / "static") == table(tmp_path / "growing")
+    assert swaa.adaptation(other._model) is None
 
 
 def test_what_a_teacher_cannot_answer(tmp_path, prompts):

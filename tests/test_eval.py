@@ -12,6 +12,7 @@ from typing import ClassVar
 import numpy as np
 import pytest
 import torch
+from transformers import StaticCache
 from typer.testing import CliRunner
 
 import swaa
@@ -233,6 +234,21 @@ def test_needles_are_generated_if_asked_for(tmp_path, tokenizer):
     rows, _ = free(tmp_path, tokenizer, settings, model=tiny())
     assert {len(tokenizer(row["output"])["input_ids"]) > 20 for row in rows} == {True}
     assert {row["nll"] for row in rows} == {None}
+
+
+def test_a_static_cache_writes_the_same(tmp_path, tokenizer, monkeypatch):
+    found, caches = [], []
+    init = StaticCache.__init__
+    monkeypatch.setattr(StaticCache, "__init__", lambda *args, **kwargs: caches.append(1) or init(*args, **kwargs))
+    for static in (False, True):
+        settings = RunSettings(
+            ("needle",), (LENGTH,), samples=2, batch_size=2, scoring="free", prefill_runs=0, static_cache=static
+        )
+        rows, _ = free(tmp_path / str(static), tokenizer, settings, model=tiny())
+        found.append((len(caches), [row["output"] for row in rows]))
+    assert found[0][1] == found[1][1]
+    # One for each recipe, full attention among them.
+    assert [number for number, _ in found] == [0, len({row["recipe"] for row in rows})]
 
 
 def test_chain_of_thought_is_a_dimension(tmp_path, tokenizer, echo):

@@ -116,6 +116,7 @@ def generate_texts(
     max_new_tokens: int,
     temperature: float = 0.0,
     top_p: float = 1.0,
+    static_cache: bool = False,
 ) -> list[tuple[str, bool]]:
     """Let the model go on after the prompts, in one batch padded on the left.
 
@@ -126,6 +127,7 @@ def generate_texts(
         max_new_tokens: where each text is cut off.
         temperature: of the distribution that tokens are drawn from; 0: the most likely token, always.
         top_p: share of the probability that may be drawn.
+        static_cache: reserve the cache at once; see `swaa.decoding`.
 
     Returns:
         the text of each sample, and whether the model ended it itself.
@@ -143,6 +145,7 @@ def generate_texts(
         attention_mask=mask,
         max_new_tokens=max_new_tokens,
         pad_token_id=_padding(model, tokenizer),
+        cache_implementation="static" if static_cache else None,
         **(drawn if temperature else {"do_sample": False}),
     )[:, longest:]
     stops = getattr(model.generation_config, "eos_token_id", None)

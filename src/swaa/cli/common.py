@@ -55,6 +55,14 @@ def _flag(*flags: str, metavar: str | None = None, text: str) -> Any:
     return typer.Option(*flags, metavar=metavar, help=text, rich_help_panel=_ADAPTATION)
 
 
+StaticCacheOption = Annotated[
+    bool,
+    typer.Option(
+        "--static-cache",
+        help="Reserve the cache at once. On a GPU each token's step is then compiled (half a minute, once for a batch "
+        "size) and replayed as a CUDA graph, many times as fast: for long answers.",
+    ),
+]
 ModelOption = Annotated[
     str,
     typer.Option(

@@ -5,7 +5,17 @@ from typing import Annotated, Any
 
 import typer
 
-from swaa.cli.common import PLACE, DeviceOption, DtypeOption, ModelOption, names, notes, positive_tokens, warn
+from swaa.cli.common import (
+    PLACE,
+    DeviceOption,
+    DtypeOption,
+    ModelOption,
+    StaticCacheOption,
+    names,
+    notes,
+    positive_tokens,
+    warn,
+)
 from swaa.cli.progress import time_left
 from swaa.models import DEFAULT_MODEL
 
@@ -102,6 +112,7 @@ def distill(
     batch_size: Annotated[
         int, typer.Option(help="Answers drawn at a time, as in `--batch-size 64`.", rich_help_panel=PLACE)
     ] = 8,
+    static_cache: StaticCacheOption = False,
     parallel: Annotated[
         int, typer.Option(help="Requests to `--url` at a time, as in `--parallel 64`.", rich_help_panel=PLACE)
     ] = 16,
@@ -149,7 +160,7 @@ def distill(
             loaded, tokenizer = load(model, dtype=dtype, device=workers.device)
             revision, share = model_revision(loaded), (workers.rank, workers.count)
             options: dict[str, Any] = {"name": model, "revision": revision, "batch_size": batch_size, "share": share}
-            teacher = LocalTeacher(loaded, tokenizer, **options)
+            teacher = LocalTeacher(loaded, tokenizer, static_cache=static_cache, **options)
         record = run(prompts, teacher, output, sampling, chosen, data=data, workers=workers, progress=progress)
     if workers.rank:
         return

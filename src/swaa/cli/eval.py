@@ -12,6 +12,7 @@ from swaa.cli.common import (
     DeviceOption,
     DtypeOption,
     ModelOption,
+    StaticCacheOption,
     names,
     no_empty_folder,
     notes,
@@ -157,6 +158,7 @@ def eval(
     prefill_runs: Annotated[
         int, typer.Option(help="Prompts whose prefill is timed, as in `--prefill-runs 0` for none.")
     ] = 3,
+    static_cache: StaticCacheOption = False,
     output_folder: Annotated[
         Path | None,
         typer.Option(
@@ -205,6 +207,7 @@ def eval(
         scoring=scoring,
         batch_size=batch_size,
         prefill_runs=prefill_runs,
+        static_cache=static_cache,
         data=_data(data or []),
         judge={"url": judge_url, "model": judge_model, "votes": judge_votes} if judge_model else None,
     )

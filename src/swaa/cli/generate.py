@@ -15,6 +15,7 @@ from swaa.cli.common import (
     ModelOption,
     RecipeOption,
     SinksOption,
+    StaticCacheOption,
     WindowOption,
     notes,
     positive_tokens,
@@ -101,14 +102,7 @@ def generate(
             help="Read the prompt in pieces, which needs less memory, as in `--prefill-chunk-size 4k`.",
         ),
     ] = None,
-    static_cache: Annotated[
-        bool,
-        typer.Option(
-            "--static-cache",
-            help="Reserve the cache at once. On a GPU each token's step is then compiled (half a minute, once) and "
-            "replayed as a CUDA graph, many times as fast: for long answers.",
-        ),
-    ] = False,
+    static_cache: StaticCacheOption = False,
 ) -> None:
     """Generate text under a recipe. Tokens stream to standard output, everything else goes to standard error.
 

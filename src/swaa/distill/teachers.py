@@ -93,6 +93,7 @@ class LocalTeacher:
         revision: what tells its weights from others.
         batch_size: answers drawn at a time.
         share: number of this process and of all that share the batches; the answers do not depend on it.
+        static_cache: reserve the cache at once; on a GPU the step of a token is compiled and replayed.
 
     Raises:
         ValueError: `batch_size` is not positive, or the model is adapted.
@@ -107,6 +108,7 @@ class LocalTeacher:
         revision: str,
         batch_size: int = 8,
         share: tuple[int, int] = (0, 1),
+        static_cache: bool = False,
     ):
         from swaa.attaching import adaptation
 
@@ -116,7 +118,7 @@ class LocalTeacher:
             raise ValueError("the teacher is adapted: answers are to come from full attention, call swaa.restore first")
         self.model, self.revision, self.batch_size = name, revision, batch_size
         self._rank, self._count = share
-        self._model, self._tokenizer = model, tokenizer
+        self._model, self._tokenizer, self._static_cache = model, tokenizer, static_cache
 
     def describe(self) -> dict[str, Any]:
         """See `Teacher.describe`. A batch shares its random stream, so its size counts."""
@@ -156,14 +158,23 @@ class LocalTeacher:
     def _draw(self, batch: Sequence[list[int]], sampling: Sampling, seed: int) -> list[Reply]:
         import torch
 
+        from swaa.adapting import adapt, restore
+        from swaa.config import SWAAConfig
         from swaa.evaluate import generate_texts
 
         samples = [Sample(tuple(ids), (), (), "") for ids in batch]
         options = {name: value for name, value in asdict(sampling).items() if name not in ("samples", "seed")}
         device = self._model.device
-        with torch.random.fork_rng([device] if device.type == "cuda" else []):
-            torch.manual_seed(seed)
-            texts = generate_texts(self._model, self._tokenizer, samples, **options)
+        if self._static_cache:
+            # Full attention still: the recorded step is that of an adapted model.
+            adapt(self._model, SWAAConfig())
+        try:
+            with torch.random.fork_rng([device] if device.type == "cuda" else []):
+                torch.manual_seed(seed)
+                options["static_cache"] = self._static_cache
+                texts = generate_texts(self._model, self._tokenizer, samples, **options)
+        finally:
+            restore(self._model)
         return [Reply(text, finished, len(encode(self._tokenizer, text))) for text, finished in texts]
 
     def _prompt_ids(self, prompt: Prompt) -> list[int]:

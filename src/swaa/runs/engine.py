@@ -196,7 +196,8 @@ class _Measuring:
                 )
 
     def wear(self, recipe: Recipe) -> None:
-        if recipe.config.window is None:
+        # The recorded step is that of an adapted model.
+        if recipe.config.window is None and not self.settings.static_cache:
             restore(self.model)
         elif recipe is not self.worn:
             adapt(self.model, recipe.config)
@@ -209,7 +210,9 @@ class _Measuring:
             results = [_row(nll=nll) for nll in perplexity(self.model, batch)]
         elif self.settings.is_free(cell):
             room = self.settings.room(cell)
-            texts = generate_texts(self.model, self.tokenizer, batch, max_new_tokens=room)
+            texts = generate_texts(
+                self.model, self.tokenizer, batch, max_new_tokens=room, static_cache=self.settings.static_cache
+            )
             results = [self.scored(cell, sample, *text) for sample, text in zip(batch, texts, strict=True)]
         else:
             answers = score_answers(self.model, self.tokenizer, batch, batch_size=len(batch))

@@ -41,6 +41,8 @@ class RunSettings:
             model writes); None: "forced", but "free" if there is a chain of thought to compare with.
         batch_size: samples a pass.
         prefill_runs: prompts whose prefill is timed for each recipe and length, one at a time; 0: none.
+        static_cache: answers are written with the cache reserved at once; on a GPU the step of a token is compiled and
+            replayed, and full attention runs on our backends then.
         data: where each data-set task finds its samples: a file or a hub id.
         judge: `url`, `model` and `votes` of the judge; None: what needs one stays without a score.
 
@@ -57,6 +59,7 @@ class RunSettings:
     scoring: str | None = None
     batch_size: int = 1
     prefill_runs: int = 3
+    static_cache: bool = False
     data: dict[str, str] = field(default_factory=dict)
     judge: dict[str, Any] | None = None
 
