@@ -12,7 +12,7 @@ from swaa.distill.filters import Filters
 from swaa.distill.prompts import Prompt, fingerprint
 from swaa.distill.teachers import Request, Sampling, Teacher
 from swaa.endpoint import Reply
-from swaa.results import append_lines, command_line, environment, read_lines, replace_json, replace_lines
+from swaa.results import append_lines, begin_folder, command_line, environment, read_lines, replace_json, replace_lines
 from swaa.runs.parallel import Workers
 
 RECORD, ANSWERS, KEPT, REST = "distill.json", "answers.jsonl", "answers.parquet", "rejected.parquet"
@@ -105,9 +105,7 @@ def distill(
 def _open(output: Path, record: dict[str, Any]) -> None:
     file = output / RECORD
     if not file.exists():
-        if output.exists() and (not output.is_dir() or any(output.iterdir())):
-            raise ValueError(f"{output} is not empty and holds no run: choose another --output")
-        output.mkdir(parents=True, exist_ok=True)
+        begin_folder(output)
         replace_json(file, record)
         return
     there = json.loads(file.read_text(encoding="utf-8"))
