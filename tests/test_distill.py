@@ -1,6 +1,7 @@
 """Self-distillation: answers of a tiny model and of a stub endpoint, filters, and folders that are continued."""
 
 import json
+import sys
 from itertools import count
 
 import pytest
@@ -162,6 +163,13 @@ def test_folders_of_other_runs_are_refused(prompts, tmp_path):
     (tmp_path / "other" / "file").touch()
     with pytest.raises(ValueError, match="not empty and holds no run"):
         distill(prompts, teacher(), tmp_path / "other", SHORT)
+
+
+def test_a_missing_package_is_named_before_anything_is_asked(prompts, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    with pytest.raises(ModuleNotFoundError, match=r"needs pyarrow: pip install 'swaa\[train\]'"):
+        distill(prompts, teacher(), tmp_path / "out", SHORT)
+    assert not (tmp_path / "out").exists()
 
 
 def test_what_a_teacher_cannot_answer(tmp_path, prompts):

@@ -12,6 +12,7 @@ from swaa.distill.filters import Filters
 from swaa.distill.prompts import Prompt, fingerprint
 from swaa.distill.teachers import Request, Sampling, Teacher
 from swaa.endpoint import Reply
+from swaa.errors import require
 from swaa.results import append_lines, begin_folder, command_line, environment, read_lines, replace_json, replace_lines
 from swaa.runs.parallel import Workers
 
@@ -58,6 +59,7 @@ def distill(
     """
     sampling, filters = sampling or Sampling(), filters or Filters()
     filters.check(prompts)
+    require("writing a parquet file", "train", "pyarrow")
     output = Path(output).expanduser()
     record = {
         "command": command_line(),
@@ -182,13 +184,9 @@ def _row(
 
 
 def _write_parquet(path: Path, rows: list[dict[str, Any]]) -> None:
-    try:
-        import pyarrow as pa
-        import pyarrow.parquet as pq
-    except ModuleNotFoundError as error:
-        raise ModuleNotFoundError(
-            "writing a parquet file needs pyarrow: pip install 'swaa[train]'", name="pyarrow"
-        ) from error
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
     texts, numbers, flags = pa.string(), pa.int64(), pa.bool_()
     schema = pa.schema(
         {

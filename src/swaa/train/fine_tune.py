@@ -9,6 +9,7 @@ from typing import Any
 
 from swaa.adapters import PEFT_FILE
 from swaa.attaching import adaptation, parts
+from swaa.errors import require
 from swaa.results import begin_folder, command_line, environment, model_revision, replace_json
 from swaa.storage import save
 from swaa.tasks import Sample
@@ -56,7 +57,9 @@ def fine_tune(
 
     Raises:
         ValueError: the model carries no adaptation, or `output` holds something else or a finished run.
+        ModuleNotFoundError: the extra `train` is not installed.
     """
+    require("fine-tuning", "train", "accelerate", "peft")
     settings = settings or TrainSettings()
     state = adaptation(model)
     if state is None:
