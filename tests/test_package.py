@@ -1,5 +1,6 @@
 """What is released: the wheel holds the source tree with all its data, and the files beside it name the version."""
 
+import ast
 import importlib.util
 import json
 import os
@@ -18,6 +19,7 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 import swaa
+from commands import EXTRAS
 from swaa.models import default_model_path
 
 ROOT = Path(__file__).parent.parent
@@ -101,6 +103,22 @@ def needed_by(wanted):
         found.add(canonicalize_name(name))
         todo += [(more.name, more.extras) for more in requirements(lines, ("", *extras))]
     return found
+
+
+def test_all_that_is_imported_is_required(wheel):
+    found = set()
+    for name in wheel.namelist():
+        for node in ast.walk(ast.parse(wheel.read(name))) if name.endswith(".py") else ():
+            names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            names += [node.module] if isinstance(node, ast.ImportFrom) else []
+            found |= {name.split(".")[0] for name in names}
+    # Triton comes with torch for GPUs; FlashAttention has pre-releases only. Backends do without either.
+    found -= {*sys.stdlib_module_names, "swaa", "triton", "flash_attn"}
+    wanted = required(wheel, ["", *set(EXTRAS) - {"dev", "docs"}])
+    known = needed_by(wanted) | {canonicalize_name(requirement.name) for requirement in wanted}
+    sources = metadata.packages_distributions()
+    assert {"torch", "peft", "vllm", "yaml"} <= found
+    assert [name for name in found if not known & set(map(canonicalize_name, sources.get(name, [name])))] == []
 
 
 def test_the_wheel_runs_in_an_empty_environment(installed, tmp_path):
