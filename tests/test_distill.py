@@ -307,6 +307,10 @@ def test_limits_of_length(tmp_path, serve):
     for filters, kept in ((Filters(()), 1), (Filters(("length",), 7), 1), (Filters(("length",), 8), 0)):
         assert distill(prompts, answering, tmp_path / "out", filters=filters)["counts"]["kept"] == kept
     assert table(tmp_path / "out") == []
+    with pytest.raises(
+        ValueError, match=r"answers\.parquet' is empty.* look at .*rejected\.parquet; .*--max-new-tokens"
+    ):
+        read_data(tmp_path / "out" / "answers.parquet")
 
 
 def test_mistakes(tmp_path, prompts):

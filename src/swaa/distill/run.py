@@ -15,8 +15,9 @@ from swaa.endpoint import Reply
 from swaa.errors import require
 from swaa.results import append_lines, begin_folder, command_line, environment, read_lines, replace_json, replace_lines
 from swaa.runs.parallel import Workers
+from swaa.train.data import REJECTED
 
-RECORD, ANSWERS, KEPT, REST = "distill.json", "answers.jsonl", "answers.parquet", "rejected.parquet"
+RECORD, ANSWERS, KEPT = "distill.json", "answers.jsonl", "answers.parquet"
 _IDENTITY = ("teacher", "sampling", "prompts_sha256")
 Progress = Callable[[str, int, int], None]
 
@@ -91,7 +92,7 @@ def distill(
             kept = all(verdicts[request].values())
             rows[kept].append(_row(prompt, request, replies[request], verdicts[request], record))
     _write_parquet(output / KEPT, rows[True])
-    _write_parquet(output / REST, rows[False])
+    _write_parquet(output / REJECTED, rows[False])
     rejected = Counter(next(name for name, passed in verdicts[x].items() if not passed) for x in _rejected(verdicts))
     record["counts"] = {
         "prompts": len(prompts),
