@@ -334,5 +334,7 @@ def test_keys_that_other_layers_use_are_kept():
         for release in (True, False)
     ]
     assert torch.equal(*tokens)
-    cache = swaa.adapt(model, swaa.SWAAConfig(window=7))(ids).past_key_values
-    assert not any(isinstance(layer, SinkWindowLayer) for layer in cache.layers)
+    output = swaa.adapt(model, swaa.SWAAConfig(window=7))(ids)
+    assert not any(isinstance(layer, SinkWindowLayer) for layer in output.past_key_values.layers)
+    # A cache that grows with what is stored has no layers for those that store nothing.
+    assert torch.equal(model(ids, past_key_values=DynamicCache()).logits, output.logits)

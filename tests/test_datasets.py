@@ -171,8 +171,8 @@ def test_rows_of_another_schema_are_named(tokenizer, write):
         ValueError, match=r"row 1 of .* has fields question, reply; needed are answer, .*; or answer, pr"
     ):
         make(LongMemEval(write(rows)), tokenizer)
-    for content in ({}, [], [1]):
-        with pytest.raises(ValueError, match="holds no list of rows"):
+    for content, message in (({}, "holds no list of rows"), ([1], "holds no list of rows"), ([], "is empty")):
+        with pytest.raises(ValueError, match=message):
             make(LongMemEval(write(content)), tokenizer)
 
 

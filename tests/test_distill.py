@@ -1,6 +1,7 @@
 """Self-distillation: answers of a tiny model and of a stub endpoint, filters, and folders that are continued."""
 
 import json
+import sys
 from itertools import count
 
 import pytest
@@ -172,6 +173,13 @@ def test_a_static_cache_draws_the_same(tmp_path, prompts):
     assert swaa.adaptation(other._model) is None
 
 
+def test_a_missing_package_is_named_before_anything_is_asked(prompts, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    with pytest.raises(ModuleNotFoundError, match=r"needs pyarrow: pip install 'swaa\[train\]'"):
+        distill(prompts, teacher(), tmp_path / "out", SHORT)
+    assert not (tmp_path / "out").exists()
+
+
 def test_what_a_teacher_cannot_answer(tmp_path, prompts):
     mixed = read(tmp_path, [{"prompt": "a"}, {"prompt": "b" * 500}])
     counts = distill(mixed, teacher(), tmp_path / "out", SHORT, Filters(()))["counts"]
@@ -307,6 +315,10 @@ def test_limits_of_length(tmp_path, serve):
     for filters, kept in ((Filters(()), 1), (Filters(("length",), 7), 1), (Filters(("length",), 8), 0)):
         assert distill(prompts, answering, tmp_path / "out", filters=filters)["counts"]["kept"] == kept
     assert table(tmp_path / "out") == []
+    with pytest.raises(
+        ValueError, match=r"answers\.parquet' is empty.* look at .*rejected\.parquet; .*--max-new-tokens"
+    ):
+        read_data(tmp_path / "out" / "answers.parquet")
 
 
 def test_mistakes(tmp_path, prompts):

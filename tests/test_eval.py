@@ -328,26 +328,6 @@ def test_a_run_that_is_complete_measures_nothing(whole, tmp_path, tokenizer, rec
     assert [name for name in before if after[name] != before[name]] == ["run.json"]
 
 
-def test_a_kill_in_the_middle_of_a_process(tmp_path, model_folder):
-    """A real kill -9 of the command, as soon as its third sample is there."""
-    path = tmp_path / "run"
-    command = [sys.executable, "-m", "swaa.cli", *arguments(model_folder, path)]
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, env=environment())
-    file = path / "samples.jsonl"
-    while process.poll() is None and not (file.exists() and file.read_bytes().count(b"\n") >= 3):
-        pass
-    process.kill()
-    process.communicate()
-    assert 3 <= len(read_lines(file)) < 30
-    done = subprocess.run(command, capture_output=True, text=True, env=environment(), timeout=600)
-    assert done.returncode == 0, done.stderr
-    assert len(lines(path)) == 30
-    undisturbed = tmp_path / "undisturbed"
-    command[-1] = str(undisturbed)
-    subprocess.run(command, capture_output=True, env=environment(), check=True, timeout=600)
-    assert written(path) == written(undisturbed)
-
-
 @pytest.mark.parametrize(
     ("changes", "named"),
     [
@@ -392,6 +372,8 @@ def test_a_folder_of_something_else_is_refused(tmp_path, tokenizer, recipes):
     (tmp_path / "letter.txt").write_text("dear all")
     with pytest.raises(ValueError, match="is not empty and holds no run"):
         run(tiny(), tokenizer, recipes, SETTINGS, RunFolder(tmp_path))
+    with pytest.raises(ValueError, match=r"letter\.txt is not empty and holds no run"):
+        run(tiny(), tokenizer, recipes, SETTINGS, RunFolder(tmp_path / "letter.txt"))
     assert [file.name for file in tmp_path.iterdir()] == ["letter.txt"]
 
 

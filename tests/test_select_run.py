@@ -4,10 +4,12 @@ import csv
 import dataclasses
 import json
 import re
+import sys
 
 import pytest
 from typer.testing import CliRunner
 
+import swaa.report
 import swaa.select.run as selecting
 from families import tiny_model
 from select_models import own_answers, scorer
@@ -413,12 +415,18 @@ def test_the_command_chooses_heads(tmp_path, folder):
 
 
 @pytest.mark.parametrize("options", [("--budget", "0,2"), ("--method", "policy", "--trials", 2)])
-def test_the_command_without_held_out_samples(tmp_path, folder, options):
+def test_the_command_without_held_out_samples(tmp_path, folder, options, monkeypatch):
     common = ("-m", folder, "--length", LENGTH, "--samples", 1, "--test-samples", 0)
     found = run(*common, *options, "-o", tmp_path / "run")
     assert found.exit_code == 0, found.output
     assert "calibration NLL" in found.stdout
     assert {"curve.png", "policy-kv.png"} & {path.name for path in (tmp_path / "run").iterdir()}
+    # And without matplotlib.
+    monkeypatch.delattr(swaa.report, "plots")
+    monkeypatch.setitem(sys.modules, "swaa.report.plots", None)
+    again = run(*common, *options, "-o", tmp_path / "run")
+    assert again.exit_code == 0, again.output
+    assert "warning: no plots: " in again.stderr
 
 
 def test_the_command_searches_policies(tmp_path, folder):

@@ -1,6 +1,7 @@
 """Runs of fine-tuning on tiny models: the Trainer's steps, LoRA, resuming, merging, the command line."""
 
 import json
+import sys
 
 import pytest
 import torch
@@ -259,6 +260,16 @@ def test_a_model_without_an_adaptation_is_refused(base, tmp_path):
 
 def run(*words):
     return CliRunner().invoke(app, [str(word) for word in words])
+
+
+def test_a_missing_package_is_one_line(base, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "peft", None)
+    (tmp_path / "rows.jsonl").write_text("\n".join(map(json.dumps, ROWS)))
+    result = run("train", "-m", base, "-d", tmp_path / "rows.jsonl", "-o", tmp_path / "out", "--window", 6)
+    assert result.exit_code == 2
+    assert "error: fine-tuning needs peft: pip install 'swaa[train]'" in result.stderr
+    assert "Traceback" not in result.stderr
+    assert not (tmp_path / "out").exists()
 
 
 def test_the_commands(base, tmp_path):

@@ -71,7 +71,9 @@ def attention(
         kind = torch.get_autocast_dtype(query.device.type)
         query, key, value = query.to(kind), key.to(kind), value.to(kind)
     geometry = swaa.geometry
-    held = swaa.cache.layers[layer] if swaa.cache is not None else None
+    layers = swaa.cache.layers if swaa.cache is not None else []
+    # The last ones may use the keys of others, without a place in the cache (in older versions of transformers always).
+    held = layers[layer] if layer < len(layers) else None
     options: dict[str, Any] = {
         "scaling": query.shape[-1] ** -0.5 if scaling is None else scaling,
         "dropout": dropout,

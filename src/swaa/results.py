@@ -20,6 +20,8 @@ import swaa
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
+# Ends the names of files that are being written.
+_UNFINISHED = ".new"
 # Values of each weight that its fingerprint looks at.
 _LOOKED_AT = 1024
 
@@ -35,6 +37,21 @@ def new_folder(base: str | Path, name: str) -> Path:
             continue
         return folder
     raise FileExistsError(f"{base} holds a thousand folders named {stem}: clean up, or choose another --output")
+
+
+def begin_folder(folder: Path, what: str = "run") -> None:
+    """Make the folder of something that is continued when its command is repeated.
+
+    Args:
+        folder: that does not exist, is empty, or holds the first file that a kill cut short.
+        what: that will lie there, for the error.
+
+    Raises:
+        ValueError: something else is there.
+    """
+    if folder.exists() and not (folder.is_dir() and all(file.name.endswith(_UNFINISHED) for file in folder.iterdir())):
+        raise ValueError(f"{folder} is not empty and holds no {what}: choose another --output")
+    folder.mkdir(parents=True, exist_ok=True)
 
 
 def environment() -> dict[str, str]:
@@ -75,7 +92,7 @@ def write_json(path: Path, content: Any) -> None:
 
 def replace_json(path: Path, content: Any) -> None:
     """Write JSON so that a reader, or a run that was killed, finds the old content or the new, never a part."""
-    beside = path.with_name(path.name + ".new")
+    beside = path.with_name(path.name + _UNFINISHED)
     write_json(beside, content)
     os.replace(beside, path)
 
@@ -114,7 +131,7 @@ def append_lines(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
 
 def replace_lines(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
     """Write a JSONL file anew; whoever reads finds the old rows or the new."""
-    beside = path.with_name(path.name + ".new")
+    beside = path.with_name(path.name + _UNFINISHED)
     beside.unlink(missing_ok=True)
     append_lines(beside, rows)
     os.replace(beside, path)

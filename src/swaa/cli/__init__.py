@@ -26,7 +26,7 @@ class _Group(TyperGroup):
     def invoke(self, ctx: Any) -> Any:
         try:
             return super().invoke(ctx)
-        except ValueError as error:
+        except (ValueError, ModuleNotFoundError) as error:
             from rich.text import Text
 
             if ctx.params["debug"]:

@@ -5,28 +5,8 @@ from typing import Annotated, Any
 
 import typer
 
+from swaa.cli import benching
 from swaa.cli.bench_train import train
-from swaa.cli.benching import (
-    BackendOption,
-    BatchesOption,
-    ConfigOption,
-    DeviceOption,
-    DtypeOption,
-    JsonOption,
-    LengthsOption,
-    ModelOption,
-    OutputOption,
-    RecipesOption,
-    RepeatsOption,
-    SecondsOption,
-    SinksOption,
-    WarmupOption,
-    WindowOption,
-    check_lengths,
-    chosen_recipes,
-    run,
-    subject,
-)
 from swaa.cli.common import names, positive_tokens, token_count
 
 app = typer.Typer(no_args_is_help=True)
@@ -54,12 +34,12 @@ def bench() -> None:
 
 @app.command()
 def attention(
-    model: ModelOption = None,
-    config: ConfigOption = None,
-    lengths: LengthsOption = None,
-    batches: BatchesOption = "1",
-    window: WindowOption = 2048,
-    sinks: SinksOption = 128,
+    model: benching.ModelOption = None,
+    config: benching.ConfigOption = None,
+    lengths: benching.LengthsOption = None,
+    batches: benching.BatchesOption = "1",
+    window: benching.WindowOption = 2048,
+    sinks: benching.SinksOption = 128,
     dense_tail: Annotated[
         Any,
         typer.Option(parser=token_count, metavar="TOKENS", help="Last rows that see everything: `--dense-tail 32`."),
@@ -78,13 +58,13 @@ def attention(
     passes: Annotated[
         str, typer.Option(metavar="NAMES", help="Comma list of `forward` and `forward+backward`.")
     ] = "forward,forward+backward",
-    device: DeviceOption = "auto",
-    dtype: DtypeOption = "auto",
-    repeats: RepeatsOption = 3,
-    seconds: SecondsOption = 0.3,
-    warmup: WarmupOption = 1,
-    output_folder: OutputOption = _RESULTS,
-    as_json: JsonOption = False,
+    device: benching.DeviceOption = "auto",
+    dtype: benching.DtypeOption = "auto",
+    repeats: benching.RepeatsOption = 3,
+    seconds: benching.SecondsOption = 0.3,
+    warmup: benching.WarmupOption = 1,
+    output_folder: benching.OutputOption = _RESULTS,
+    as_json: benching.JsonOption = False,
 ) -> None:
     """Time one layer's attention: our backends, and the peers that are installed.
 
@@ -100,7 +80,7 @@ def attention(
     from swaa.config import LayerRule
 
     effort = Effort(repeats, seconds, warmup)
-    found = subject(model, config, device, dtype)
+    found = benching.subject(model, config, device, dtype)
     settings = measured.Settings(
         found.device,
         found.dtype,
@@ -111,7 +91,7 @@ def attention(
         tuple(IMPLEMENTATIONS) if implementations is None else names(implementations),
         names(passes),
     )
-    run(
+    benching.run(
         measured,
         found,
         settings,
@@ -124,14 +104,14 @@ def attention(
 
 @app.command()
 def prefill(
-    model: ModelOption = None,
-    config: ConfigOption = None,
-    recipes: RecipesOption = None,
-    lengths: LengthsOption = None,
-    batches: BatchesOption = "1",
-    window: WindowOption = None,
-    sinks: SinksOption = None,
-    backend: BackendOption = None,
+    model: benching.ModelOption = None,
+    config: benching.ConfigOption = None,
+    recipes: benching.RecipesOption = None,
+    lengths: benching.LengthsOption = None,
+    batches: benching.BatchesOption = "1",
+    window: benching.WindowOption = None,
+    sinks: benching.SinksOption = None,
+    backend: benching.BackendOption = None,
     compiled: Annotated[
         bool | None,
         typer.Option("--compile/--no-compile", help="With or without `swaa.compile_layers`. Default: both."),
@@ -144,13 +124,13 @@ def prefill(
             "by transformers and SDPA's best kernel); `--baselines ''` for none.",
         ),
     ] = "no attention,unadapted",
-    device: DeviceOption = "auto",
-    dtype: DtypeOption = "auto",
-    repeats: RepeatsOption = 3,
-    seconds: SecondsOption = 0.3,
-    warmup: WarmupOption = 1,
-    output_folder: OutputOption = _RESULTS,
-    as_json: JsonOption = False,
+    device: benching.DeviceOption = "auto",
+    dtype: benching.DtypeOption = "auto",
+    repeats: benching.RepeatsOption = 3,
+    seconds: benching.SecondsOption = 0.3,
+    warmup: benching.WarmupOption = 1,
+    output_folder: benching.OutputOption = _RESULTS,
+    as_json: benching.JsonOption = False,
 ) -> None:
     """Time the reading of a prompt by the whole model, each recipe beside the model without attention.
 
@@ -167,16 +147,16 @@ def prefill(
     if unknown := [name for name in names(baselines) if name not in BASELINES]:
         raise ValueError(f"unknown baseline {unknown[0]!r}; known: {', '.join(BASELINES)}")
     effort = Effort(repeats, seconds, warmup)
-    found = subject(model, config, device, dtype)
+    found = benching.subject(model, config, device, dtype)
     settings = measured.Settings(
-        chosen_recipes(found, recipes, window, sinks, backend),
+        benching.chosen_recipes(found, recipes, window, sinks, backend),
         lengths or found.default_lengths(),
         batches,
         (False, True) if compiled is None else (compiled,),
         names(baselines),
     )
-    check_lengths(found, settings.lengths)
-    run(
+    benching.check_lengths(found, settings.lengths)
+    benching.run(
         measured,
         found,
         settings,
@@ -189,14 +169,14 @@ def prefill(
 
 @app.command()
 def decode(
-    model: ModelOption = None,
-    config: ConfigOption = None,
-    recipes: RecipesOption = None,
-    lengths: LengthsOption = None,
-    batches: BatchesOption = "1",
-    window: WindowOption = None,
-    sinks: SinksOption = None,
-    backend: BackendOption = None,
+    model: benching.ModelOption = None,
+    config: benching.ConfigOption = None,
+    recipes: benching.RecipesOption = None,
+    lengths: benching.LengthsOption = None,
+    batches: benching.BatchesOption = "1",
+    window: benching.WindowOption = None,
+    sinks: benching.SinksOption = None,
+    backend: benching.BackendOption = None,
     new_tokens: Annotated[
         Any, typer.Option(parser=positive_tokens, metavar="TOKENS", help="Generated tokens, whose steps are timed.")
     ] = 64,
@@ -211,10 +191,10 @@ def decode(
     check: Annotated[
         bool, typer.Option("--check", help="First compare the greedy tokens of both caches, in float32.")
     ] = False,
-    device: DeviceOption = "auto",
-    dtype: DtypeOption = "auto",
-    output_folder: OutputOption = _RESULTS,
-    as_json: JsonOption = False,
+    device: benching.DeviceOption = "auto",
+    dtype: benching.DtypeOption = "auto",
+    output_folder: benching.OutputOption = _RESULTS,
+    as_json: benching.JsonOption = False,
 ) -> None:
     """Time single tokens through `generate`, beside the time that reading weights and KV takes.
 
@@ -226,9 +206,9 @@ def decode(
     """
     from swaa.bench import decode as measured
 
-    found = subject(model, config, device, dtype)
+    found = benching.subject(model, config, device, dtype)
     settings = measured.Settings(
-        chosen_recipes(found, recipes, window, sinks, backend),
+        benching.chosen_recipes(found, recipes, window, sinks, backend),
         lengths or found.default_lengths(),
         batches,
         new_tokens,
@@ -236,8 +216,8 @@ def decode(
         prefill_chunk_size,
         check,
     )
-    check_lengths(found, [length + new_tokens for length in settings.lengths])
-    run(
+    benching.check_lengths(found, [length + new_tokens for length in settings.lengths])
+    benching.run(
         measured,
         found,
         settings,
@@ -249,18 +229,18 @@ def decode(
 
 @app.command()
 def memory(
-    model: ModelOption = None,
-    config: ConfigOption = None,
-    recipes: RecipesOption = None,
-    lengths: LengthsOption = None,
-    batches: BatchesOption = "1",
-    window: WindowOption = None,
-    sinks: SinksOption = None,
-    backend: BackendOption = None,
-    device: DeviceOption = "auto",
-    dtype: DtypeOption = "auto",
-    output_folder: OutputOption = _RESULTS,
-    as_json: JsonOption = False,
+    model: benching.ModelOption = None,
+    config: benching.ConfigOption = None,
+    recipes: benching.RecipesOption = None,
+    lengths: benching.LengthsOption = None,
+    batches: benching.BatchesOption = "1",
+    window: benching.WindowOption = None,
+    sinks: benching.SinksOption = None,
+    backend: benching.BackendOption = None,
+    device: benching.DeviceOption = "auto",
+    dtype: benching.DtypeOption = "auto",
+    output_folder: benching.OutputOption = _RESULTS,
+    as_json: benching.JsonOption = False,
 ) -> None:
     """Measure the memory of a prefill and of what it leaves, and extrapolate the longest prompt that fits.
 
@@ -272,12 +252,12 @@ def memory(
     """
     from swaa.bench import memory as measured
 
-    found = subject(model, config, device, dtype)
+    found = benching.subject(model, config, device, dtype)
     settings = measured.Settings(
-        chosen_recipes(found, recipes, window, sinks, backend), lengths or found.default_lengths(), batches
+        benching.chosen_recipes(found, recipes, window, sinks, backend), lengths or found.default_lengths(), batches
     )
-    check_lengths(found, settings.lengths)
-    run(
+    benching.check_lengths(found, settings.lengths)
+    benching.run(
         measured,
         found,
         settings,

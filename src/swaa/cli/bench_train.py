@@ -5,32 +5,13 @@ from typing import Annotated, Any
 
 import typer
 
-from swaa.cli.benching import (
-    BackendOption,
-    BatchesOption,
-    ConfigOption,
-    DeviceOption,
-    DtypeOption,
-    JsonOption,
-    LengthsOption,
-    ModelOption,
-    OutputOption,
-    RepeatsOption,
-    SecondsOption,
-    SinksOption,
-    WarmupOption,
-    WindowOption,
-    check_lengths,
-    chosen_recipes,
-    run,
-    subject,
-)
+from swaa.cli import benching
 from swaa.cli.common import names, positive_tokens
 
 
 def train(
-    model: ModelOption = None,
-    config: ConfigOption = None,
+    model: benching.ModelOption = None,
+    config: benching.ConfigOption = None,
     recipes: Annotated[
         str,
         typer.Option(
@@ -40,11 +21,11 @@ def train(
             help="Comma list of recipe names and files; the first one with FA decode is the one of `two-calls`.",
         ),
     ] = "sinks-fa-decode,sinks-odd-fa-decode",
-    lengths: LengthsOption = None,
-    batches: BatchesOption = "1",
-    window: WindowOption = None,
-    sinks: SinksOption = None,
-    backend: BackendOption = None,
+    lengths: benching.LengthsOption = None,
+    batches: benching.BatchesOption = "1",
+    window: benching.WindowOption = None,
+    sinks: benching.SinksOption = None,
+    backend: benching.BackendOption = None,
     answer: Annotated[
         Any,
         typer.Option(
@@ -63,13 +44,13 @@ def train(
             "all.",
         ),
     ] = None,
-    device: DeviceOption = "auto",
-    dtype: DtypeOption = "auto",
-    repeats: RepeatsOption = 3,
-    seconds: SecondsOption = 0.3,
-    warmup: WarmupOption = 1,
-    output_folder: OutputOption = Path("results"),
-    as_json: JsonOption = False,
+    device: benching.DeviceOption = "auto",
+    dtype: benching.DtypeOption = "auto",
+    repeats: benching.RepeatsOption = 3,
+    seconds: benching.SecondsOption = 0.3,
+    warmup: benching.WarmupOption = 1,
+    output_folder: benching.OutputOption = Path("results"),
+    as_json: benching.JsonOption = False,
 ) -> None:
     """Time a step of fine-tuning by LoRA (forward, backward, AdamW), beside full attention and the reference's way.
 
@@ -83,17 +64,17 @@ def train(
     from swaa.bench.timing import Effort
 
     effort = Effort(repeats, seconds, warmup)
-    found = subject(model, config, device, dtype)
+    found = benching.subject(model, config, device, dtype)
     settings = measured.Settings(
-        chosen_recipes(found, recipes, window, sinks, backend),
+        benching.chosen_recipes(found, recipes, window, sinks, backend),
         lengths or found.default_lengths(),
         batches,
         answer,
         gradient_checkpointing,
         tuple(measured.BASELINES) if baselines is None else names(baselines),
     )
-    check_lengths(found, settings.lengths)
-    run(
+    benching.check_lengths(found, settings.lengths)
+    benching.run(
         measured,
         found,
         settings,

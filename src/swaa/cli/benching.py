@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from swaa.cli.common import names, notes, output, positive_tokens, token_count, warn, warn_of_length
+from swaa.cli.common import names, notes, output, plots_if_possible, positive_tokens, token_count, warn_of_length
 from swaa.models import DEFAULT_MODEL
 
 if TYPE_CHECKING:
@@ -212,7 +212,8 @@ def run(
         _measure(record, settings.count, rows)
     finally:
         if record.rows:
-            _plot(record, lambda rows: measured.figures(rows, title))
+            with plots_if_possible():
+                record.plot(lambda rows: measured.figures(rows, title))
             if as_json:
                 typer.echo(json.dumps(record.content(), indent=2))
             else:
@@ -250,13 +251,6 @@ def _plain(subject: Subject, settings: Any) -> dict[str, Any]:
         fields["rule"] = dataclasses.asdict(fields["rule"])
     place = {"device": str(subject.device), "dtype": str(subject.dtype).removeprefix("torch.")}
     return {"model": subject.name, "random_weights": subject.random} | fields | place
-
-
-def _plot(record: "Record", figures: Callable[[Sequence["Row"]], Mapping[str, Any]]) -> None:
-    try:
-        record.plot(figures)
-    except ModuleNotFoundError as error:
-        warn(f"no plots: {error}")
 
 
 def _table(record: "Record", title: str) -> "Table":

@@ -170,6 +170,15 @@ def warn(text: str) -> None:
     notes().print(Text.assemble(("warning: ", "bold yellow"), text))
 
 
+@contextmanager
+def plots_if_possible() -> Iterator[None]:
+    """Go on without the plots where matplotlib is missing: the numbers are written all the same."""
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        warn(f"no plots: {error}")
+
+
 def warn_of_length(model_config: Any, tokens: int) -> None:
     """Warn of prompts longer than what the model was trained on."""
     limit = getattr(model_config.get_text_config(), "max_position_embeddings", None)

@@ -14,6 +14,7 @@ from swaa.cli.common import (
     names,
     notes,
     output,
+    plots_if_possible,
     token_count,
     warn,
     warn_of_length,
@@ -148,10 +149,9 @@ def compare(
     for one in trained:
         output().print(f"{one.name}: {one.training}", soft_wrap=True)
     folder = new_folder(output_folder, f"compare-{Path(model).name}")
-    try:
+    with plots_if_possible():
         outcome.save(folder)
-    finally:
-        notes().print(f"{outcome.seconds:.0f} s; table, predictions and plots in {folder}")
+    notes().print(f"{outcome.seconds:.0f} s; table, predictions and plots in {folder}")
 
 
 def _base(adapters: "list[Adapter]", model: str) -> str:

@@ -173,4 +173,5 @@ def distill(
     for name, count in counts["rejected"].items():
         notes().print(f"left out {count}: {_REASONS[name].format(**values)}")
     if not counts["kept"]:
-        warn(f"no answer is kept: look at {output / 'rejected.parquet'}, and choose other filters")
+        rest = output / "rejected.parquet"
+        warn(f"no answer is kept: look at {rest}, and choose other filters or a higher --max-new-tokens")

@@ -20,6 +20,7 @@ from swaa.cli.common import (
     names,
     no_empty_folder,
     notes,
+    plots_if_possible,
     positive_tokens,
     resolve_recipe,
     warn,
@@ -231,8 +232,10 @@ def select(
 
     if searching:
         selection.print_policies(model, recipes, rows)
-        files = selection.save_policy_plots(path, rows, f"{model}: policies at {length} tokens")
+        with plots_if_possible():
+            selection.save_policy_plots(path, rows, f"{model}: policies at {length} tokens")
     else:
         selection.print_plans(f"{model}: {short_form(chosen.config)}, {length} tokens", outcome)
-        files = selection.save_plots(path, outcome, f"{model}: {short_form(chosen.config)}, {length} tokens")
-    notes().print(f"{time.perf_counter() - begin:.0f} s; plans, scores and {files} in {path}")
+        with plots_if_possible():
+            selection.save_plots(path, outcome, f"{model}: {short_form(chosen.config)}, {length} tokens")
+    notes().print(f"{time.perf_counter() - begin:.0f} s; plans, scores and plots in {path}")

@@ -61,8 +61,8 @@ def print_policies(model: str, recipes: Sequence[Recipe], rows: Sequence[dict[st
     output().print(table)
 
 
-def save_plots(folder: Path, outcome: Selection, title: str) -> str:
-    """Draw `scores.png` and `curve.png`; returns what was written, in words."""
+def save_plots(folder: Path, outcome: Selection, title: str) -> None:
+    """Draw `scores.png` and `curve.png`."""
     from swaa.report import plots, selection
 
     choices = {
@@ -70,11 +70,10 @@ def save_plots(folder: Path, outcome: Selection, title: str) -> str:
     }
     plots.save(selection.layer_scores(choices, title=title), folder / "scores.png")
     plots.save(selection.budget_curve(outcome.rows, title=title), folder / "curve.png")
-    return "plots"
 
 
-def save_policy_plots(folder: Path, rows: Sequence[dict[str, Any]], title: str) -> str:
-    """Draw `policy-flops.png` and `policy-kv.png`; returns what was written, in words."""
+def save_policy_plots(folder: Path, rows: Sequence[dict[str, Any]], title: str) -> None:
+    """Draw `policy-flops.png` and `policy-kv.png`."""
     from swaa.report import plots, selection
 
     tried = [row for row in rows if row["recipe"] != "full"]
@@ -82,7 +81,6 @@ def save_policy_plots(folder: Path, rows: Sequence[dict[str, Any]], title: str) 
     for cost, label in labels.items():
         figure = selection.policy_front(tried, cost=cost, label=label, title=title)
         plots.save(figure, folder / f"policy-{cost}.png")
-    return "plots"
 
 
 def _largest(outcome: Selection) -> dict[str, LayerPlan]:

@@ -12,10 +12,12 @@ from swaa.distill.filters import Filters
 from swaa.distill.prompts import Prompt, fingerprint
 from swaa.distill.teachers import Request, Sampling, Teacher
 from swaa.endpoint import Reply
-from swaa.results import append_lines, command_line, environment, read_lines, replace_json, replace_lines
+from swaa.errors import require
+from swaa.results import append_lines, begin_folder, command_line, environment, read_lines, replace_json, replace_lines
 from swaa.runs.parallel import Workers
+from swaa.train.data import REJECTED
 
-RECORD, ANSWERS, KEPT, REST = "distill.json", "answers.jsonl", "answers.parquet", "rejected.parquet"
+RECORD, ANSWERS, KEPT = "distill.json", "answers.jsonl", "answers.parquet"
 _IDENTITY = ("teacher", "sampling", "prompts_sha256")
 Progress = Callable[[str, int, int], None]
 
@@ -58,6 +60,7 @@ def distill(
     """
     sampling, filters = sampling or Sampling(), filters or Filters()
     filters.check(prompts)
+    require("writing a parquet file", "train", "pyarrow")
     output = Path(output).expanduser()
     record = {
         "command": command_line(),
@@ -89,7 +92,7 @@ def distill(
             kept = all(verdicts[request].values())
             rows[kept].append(_row(prompt, request, replies[request], verdicts[request], record))
     _write_parquet(output / KEPT, rows[True])
-    _write_parquet(output / REST, rows[False])
+    _write_parquet(output / REJECTED, rows[False])
     rejected = Counter(next(name for name, passed in verdicts[x].items() if not passed) for x in _rejected(verdicts))
     record["counts"] = {
         "prompts": len(prompts),
@@ -105,9 +108,7 @@ def distill(
 def _open(output: Path, record: dict[str, Any]) -> None:
     file = output / RECORD
     if not file.exists():
-        if output.exists() and (not output.is_dir() or any(output.iterdir())):
-            raise ValueError(f"{output} is not empty and holds no run: choose another --output")
-        output.mkdir(parents=True, exist_ok=True)
+        begin_folder(output)
         replace_json(file, record)
         return
     there = json.loads(file.read_text(encoding="utf-8"))
@@ -184,13 +185,9 @@ def _row(
 
 
 def _write_parquet(path: Path, rows: list[dict[str, Any]]) -> None:
-    try:
-        import pyarrow as pa
-        import pyarrow.parquet as pq
-    except ModuleNotFoundError as error:
-        raise ModuleNotFoundError(
-            "writing a parquet file needs pyarrow: pip install 'swaa[train]'", name="pyarrow"
-        ) from error
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
     texts, numbers, flags = pa.string(), pa.int64(), pa.bool_()
     schema = pa.schema(
         {

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from swaa.results import append_lines, read_lines, replace_json, replace_lines
+from swaa.results import append_lines, begin_folder, read_lines, replace_json, replace_lines
 from swaa.runs.settings import Cell
 
 FORMAT = 1
@@ -61,13 +61,11 @@ class RunFolder:
                 )
             self._check_judge(there["settings"]["judge"], content["settings"]["judge"])
             content = there | {"sessions": [*there["sessions"], *content["sessions"]]}
-        elif self.path.exists() and any(self.path.iterdir()):
-            raise ValueError(f"{self.path} is not empty and holds no run: choose another --output")
         else:
+            begin_folder(self.path)
             content = content | {"settings": content["settings"] | {"judge": None}}
         self.run = content
         if self.rank == 0:
-            self.path.mkdir(parents=True, exist_ok=True)
             self.save()
 
     def save(self) -> None:

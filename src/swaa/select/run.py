@@ -11,7 +11,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from swaa.config import SWAAConfig
 from swaa.recipes import Recipe, model_shape
-from swaa.results import command_line, environment, model_revision, replace_json, write_csv
+from swaa.results import begin_folder, command_line, environment, model_revision, replace_json, write_csv
 from swaa.select import SELECTORS, Calibration, Choice, Problem, Score, Scorer
 from swaa.select.heldout import HeldOut, Meter, Progress
 from swaa.select.plan import LayerPlan
@@ -108,9 +108,8 @@ def open_folder(path: Path, content: dict[str, Any]) -> None:
                 "--output, or delete the folder"
             )
         content["sessions"] = [*there["sessions"], session]
-    elif path.exists() and any(path.iterdir()):
-        raise ValueError(f"{path} is not empty and holds no selection: choose another --output")
-    path.mkdir(parents=True, exist_ok=True)
+    else:
+        begin_folder(path, "selection")
     replace_json(file, content)
 
 

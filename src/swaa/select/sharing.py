@@ -13,6 +13,7 @@ from torch import nn
 from swaa.attaching import parts
 from swaa.compiling import decoder_layers
 from swaa.config import LayerRule
+from swaa.cost import reusing_layers
 
 Rules = Sequence[LayerRule | None]
 
@@ -59,7 +60,7 @@ def shared_layers(model: nn.Module) -> Iterator[SharedLayers]:
     layers = decoder_layers(decoder)
     shared = SharedLayers(layers)
     # A layer that reads keys of an earlier one would miss them: those layers always compute.
-    hands_down = bool(getattr(decoder.config, "num_kv_shared_layers", None))
+    hands_down = any(reusing_layers(decoder.config))
     own = [vars(layer).get("forward") for layer in layers]
     if not hands_down:
         for index, layer in enumerate(layers):

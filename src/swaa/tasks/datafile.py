@@ -12,6 +12,10 @@ from swaa.tasks.base import Sample, check_request
 _INSTALL = "pip install 'swaa[data]'"
 
 
+class NoRowsError(ValueError):
+    """A data set without rows."""
+
+
 def check_data_request(task: str, path: str | None, length: int, count: int, split: Split) -> str:
     """Check the arguments of `Task.samples`; return `path`.
 
@@ -64,6 +68,7 @@ def read_rows(path: str, schemas: Iterable[Iterable[str]]) -> list[dict[str, Any
         schemas: alternatives; each lists the fields that it needs.
 
     Raises:
+        NoRowsError: there are none.
         ValueError: the data set does not exist, cannot be read, or has rows of no known schema.
         ModuleNotFoundError: reading it needs the extra `data`.
     """
@@ -76,8 +81,10 @@ def read_rows(path: str, schemas: Iterable[Iterable[str]]) -> list[dict[str, Any
         raise ValueError(f"{path!r} is neither a file nor a hub id such as owner/name")
     else:
         rows = _read_hub(path)
-    if not isinstance(rows, list) or not rows or not all(isinstance(row, dict) for row in rows):
+    if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
         raise ValueError(f"{path!r} holds no list of rows")
+    if not rows:
+        raise NoRowsError(f"{path!r} is empty: it has no row")
     known = [set(schema) for schema in schemas]
     for number, row in enumerate(rows):
         if not any(schema <= row.keys() for schema in known):

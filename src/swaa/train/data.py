@@ -6,9 +6,11 @@ from pathlib import Path
 from typing import Any
 
 from swaa.tasks.base import continuation_ids, encode, leading_ids
-from swaa.tasks.datafile import read_rows
+from swaa.tasks.datafile import NoRowsError, read_rows
 from swaa.train.chat import ChatMarks, Piece
 
+# Lies beside the answers that `swaa distill` keeps.
+REJECTED = "rejected.parquet"
 _ROLES = ("system", "user", "assistant")
 
 
@@ -49,8 +51,16 @@ def read_data(path: str | Path) -> list[dict[str, Any]]:
     Raises:
         ValueError: the data cannot be read, or a row is wrong; the message names the row, counted from 1.
     """
-    # Any fields: what is needed is said below, with the number of the row.
-    rows = read_rows(str(path), [()])
+    try:
+        # Any fields: what is needed is said below, with the number of the row.
+        rows = read_rows(str(path), [()])
+    except NoRowsError as error:
+        if not (rest := Path(path).expanduser().with_name(REJECTED)).is_file():
+            raise
+        raise ValueError(
+            f"{error}. No answer passed the filters of `swaa distill`: look at {rest}; if answers are cut off there, "
+            "distill again with a higher --max-new-tokens and another --output"
+        ) from error
     for number, row in enumerate(rows, start=1):
         try:
             _check(row)

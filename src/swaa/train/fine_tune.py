@@ -9,14 +9,15 @@ from typing import Any
 
 from swaa.adapters import PEFT_FILE
 from swaa.attaching import adaptation, parts
-from swaa.results import command_line, environment, model_revision, replace_json
+from swaa.errors import require
+from swaa.results import begin_folder, command_line, environment, model_revision, replace_json
 from swaa.storage import save
 from swaa.tasks import Sample
 from swaa.train.data import Example, pack
 from swaa.train.lora import add_lora
 from swaa.train.loss import uninstall
 from swaa.train.settings import TrainSettings
-from swaa.train.trainer import Show, SwaaTrainer
+from swaa.train.trainer import COMPLETE, Show, SwaaTrainer
 
 RECORD = "train.json"
 CHECKPOINTS = "checkpoints"
@@ -56,7 +57,9 @@ def fine_tune(
 
     Raises:
         ValueError: the model carries no adaptation, or `output` holds something else or a finished run.
+        ModuleNotFoundError: the extra `train` is not installed.
     """
+    require("fine-tuning", "train", "accelerate", "peft")
     settings = settings or TrainSettings()
     state = adaptation(model)
     if state is None:
@@ -124,9 +127,7 @@ def _open(output: Path, record: dict[str, Any]) -> None:
     """
     file = output / RECORD
     if not file.exists():
-        if output.exists() and (not output.is_dir() or any(output.iterdir())):
-            raise ValueError(f"{output} is not empty and holds no run: choose another --output")
-        output.mkdir(parents=True, exist_ok=True)
+        begin_folder(output)
         replace_json(file, record)
         return
     there = json.loads(file.read_text(encoding="utf-8"))
@@ -156,6 +157,6 @@ def _fingerprint(examples: Sequence[Example]) -> str:
 
 
 def _last_checkpoint(folder: Path) -> str | None:
-    from transformers.trainer_utils import get_last_checkpoint
-
-    return get_last_checkpoint(str(folder)) if folder.is_dir() else None
+    """Return the newest checkpoint that no kill has cut short."""
+    complete = [file.parent for file in folder.glob(f"checkpoint-*/{COMPLETE}")]
+    return str(max(complete, key=lambda path: int(path.name.split("-")[-1]))) if complete else None

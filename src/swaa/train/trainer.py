@@ -17,6 +17,8 @@ from swaa.train.collator import Collator
 from swaa.train.data import Example
 from swaa.train.loss import NO_LABEL, Objective, evaluating, install
 
+# Lies in every checkpoint that is whole: the Trainer itself would go on from the half of one, or fail at it.
+COMPLETE = "complete"
 Show = Callable[[int, dict[str, float]], None]
 
 
@@ -127,16 +129,23 @@ class SwaaTrainer(Trainer):
 
 
 class _Callback(TrainerCallback):
-    """Writes the adaptation beside the adapter of every checkpoint, and hands the metrics on."""
+    """Writes the adaptation beside the adapter of every checkpoint, marks it as whole, and hands the metrics on."""
 
     def __init__(self, show: Show | None):
         self.show = show
 
     def on_save(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
         """Complete a checkpoint, so that `swaa.load` and `swaa merge` take it."""
-        adapted = adaptation(model)
-        if adapted is not None and hasattr(model, "get_base_model") and state.is_world_process_zero:
-            adapted.config.save(Path(args.output_dir) / f"checkpoint-{state.global_step}" / ADAPTATION_FILE)
+        from accelerate import PartialState
+
+        # Each process writes a part of it.
+        PartialState().wait_for_everyone()
+        if not state.is_world_process_zero:
+            return
+        adapted, folder = adaptation(model), Path(args.output_dir) / f"checkpoint-{state.global_step}"
+        if adapted is not None and hasattr(model, "get_base_model"):
+            adapted.config.save(folder / ADAPTATION_FILE)
+        (folder / COMPLETE).touch()
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
         """Hand the metrics on."""

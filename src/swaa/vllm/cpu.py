@@ -14,8 +14,8 @@ from vllm.v1.attention.backends.cpu_attn import (
 
 from swaa.config import ConfigError, LayerRule
 from swaa.mask import visible
+from swaa.vllm.builder import RuleBuilder
 from swaa.vllm.plan import Pieces, Virtual, virtual_requests
-from swaa.vllm.step import Rules
 
 # The layout of blocks that we can read: keys transposed within a block, values row by row.
 _LAYOUT = "vec"
@@ -53,12 +53,11 @@ class _Part:
         self.block_table = block_table
 
 
-class SWAACPUMetadataBuilder(CPUAttentionMetadataBuilder):
-    """Adds to vLLM's metadata what each rule does in a step, as `swaa`: layer name to `_Part`."""
+class SWAACPUMetadataBuilder(RuleBuilder, CPUAttentionMetadataBuilder):
+    """Makes a `_Part` of each rule's part of a step."""
 
     def __init__(self, kv_cache_spec: Any, layer_names: list[str], vllm_config: Any, device: Any):
         super().__init__(kv_cache_spec, layer_names, vllm_config, device)
-        self.swaa = Rules(vllm_config, layer_names)
         if not self.swaa.distinct:
             return
         layers = [vllm_config.compilation_config.static_forward_context[name] for name in layer_names]
@@ -71,20 +70,6 @@ class SWAACPUMetadataBuilder(CPUAttentionMetadataBuilder):
             layer.isa = layer.impl.isa = _LAYOUT
         _check_layout(kv_cache_spec)
 
-    def build(self, common_prefix_len: int, common_attn_metadata: Any, fast_build: bool = False) -> Any:
-        """Return vLLM's metadata, with our parts."""
-        metadata = super().build(common_prefix_len, common_attn_metadata, fast_build)
-        metadata.swaa, metadata.swaa_rules = {}, self.swaa.of_layer
-        if not self.swaa.distinct:
-            return metadata
-        step = self.swaa.step(common_attn_metadata)
-        parts = {}
-        for rule in self.swaa.distinct:
-            if (pieces := step.pieces(rule)) is not None:
-                parts[rule] = self._part(rule, pieces, common_attn_metadata)
-        metadata.swaa = {name: parts[rule] for name, rule in self.swaa.of_layer.items() if rule in parts}
-        return metadata
-
     def _part(self, rule: LayerRule, pieces: Pieces, common: Any) -> _Part:
         dense_pieces = pieces.select(~pieces.sliding)
         dense_rows = torch.from_numpy((~pieces.sliding).repeat(pieces.rows)).nonzero()[:, 0]
@@ -93,7 +78,8 @@ class SWAACPUMetadataBuilder(CPUAttentionMetadataBuilder):
             return _Part(pieces, virtual, None, dense_rows, common.block_table_tensor)
         starts = torch.from_numpy(dense_pieces.starts).int()
         lengths = torch.from_numpy(dense_pieces.first + dense_pieces.rows).int()
-        dense = super().build(
+        dense = CPUAttentionMetadataBuilder.build(
+            self,
             0,
             common.replace(
                 query_start_loc=starts,
@@ -145,17 +131,18 @@ class SWAACPUImpl(CPUAttentionBackendImpl):
     ) -> Tensor:
         """Attend; shapes as in vLLM's `forward`."""
         scales = (output_scale, output_block_scale)
-        part = None if attn_metadata is None else attn_metadata.swaa.get(layer.layer_name)
-        if part is None:
+        found = None if attn_metadata is None else attn_metadata.swaa.get(layer.layer_name)
+        if found is None:
             # The keys are in the cache already: no key, so that no version stores them again.
             return super().forward(layer, query, None, None, kv_cache, attn_metadata, output, *scales)
+        rule, part = found
         if part.dense is not None:
             dense = torch.empty_like(output[: len(part.dense_rows)])
             super().forward(layer, query[part.dense_rows], None, None, kv_cache, part.dense, dense, *scales)
             output[part.dense_rows] = dense
         key_cache, value_cache = _key_and_value(kv_cache)
         block = key_cache.shape[2]
-        rule, starts = attn_metadata.swaa_rules[layer.layer_name], part.pieces.starts
+        starts = part.pieces.starts
         for index in part.pieces.sliding.nonzero()[0]:
             columns = torch.from_numpy(part.virtual.columns(index, block))
             blocks = part.block_table[int(part.pieces.request[index]), columns]

@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from vllm.v1.attention.backend import AttentionCGSupport
 from vllm.v1.attention.backends.fa_utils import flash_attn_varlen_func
 from vllm.v1.attention.backends.flash_attn import (
     FlashAttentionBackend,
@@ -22,9 +21,9 @@ from vllm.v1.attention.backends.flash_attn import (
 from vllm.v1.attention.ops.merge_attn_states import merge_attn_states
 
 from swaa.config import ConfigError, LayerRule
+from swaa.vllm.builder import RecordingBuilder
 from swaa.vllm.plan import Pieces
-from swaa.vllm.rules import layer_rules
-from swaa.vllm.step import Rules, Step, single_rows, to_device
+from swaa.vllm.step import Step, single_rows, to_device
 
 # As many rows as there are: the kernel itself skips what lies outside a window.
 _UNCUT = 1 << 40
@@ -75,25 +74,13 @@ class _Span:
     sliding: Tensor | None = None
 
 
-class SWAAFlashMetadataBuilder(FlashAttentionMetadataBuilder):
-    """Adds to vLLM's metadata the spans of each rule, as `swaa`: layer name to spans."""
+class SWAAFlashMetadataBuilder(RecordingBuilder, FlashAttentionMetadataBuilder):
+    """Makes a list of spans of each rule's part of a step."""
 
     # Ours hold the block tables of their own group of layers.
     supports_update_block_table = False
 
-    def __init__(self, kv_cache_spec: Any, layer_names: list[str], vllm_config: Any, device: Any):
-        super().__init__(kv_cache_spec, layer_names, vllm_config, device)
-        self.swaa = Rules(vllm_config, layer_names)
-        self.rswa_window = None
-        # What a recorded graph reads: keys of dense rows, keys of sliding rows, sinks.
-        self.recorded: dict[LayerRule, Tensor] = {}
-
-    @classmethod
-    def get_cudagraph_support(cls, vllm_config: Any, kv_cache_spec: Any) -> AttentionCGSupport:
-        """Return which steps can be recorded whole: with rules, those of one row a request."""
-        if layer_rules(vllm_config):
-            return AttentionCGSupport.UNIFORM_SINGLE_TOKEN_DECODE
-        return super().get_cudagraph_support(vllm_config, kv_cache_spec)
+    piece = _UNCUT
 
     def use_cascade_attention(self, *args: Any, **kwargs: Any) -> bool:
         """Tell whether a common prefix is attended once for all requests: never under a rule."""
@@ -101,25 +88,13 @@ class SWAAFlashMetadataBuilder(FlashAttentionMetadataBuilder):
 
     def build(self, common_prefix_len: int, common_attn_metadata: Any, fast_build: bool = False) -> Any:
         """Return vLLM's metadata, with our spans for the layers that need the mask in this step."""
-        common = common_attn_metadata
-        metadata = super().build(common_prefix_len, common, fast_build)
-        metadata.swaa = {}
-        if not self.swaa.distinct:
-            return metadata
-        # A spec that releases blocks calls itself a sliding window; vLLM's own call is to go by the layer instead.
-        metadata.sliding_window = None
-        step, parts = self.swaa.step(common), {}
-        # A recorded step is replayed whether rows slide or not, so it always takes the same way.
-        recorded = common.max_query_len == 1 and self.compilation_config.cudagraph_mode.has_full_cudagraphs()
-        for rule in self.swaa.distinct:
-            if recorded:
-                parts[rule] = [self._single_rows(rule, step, common)]
-            elif (pieces := step.pieces(rule, _UNCUT)) is not None:
-                parts[rule] = self._spans(rule, pieces, common)
-        metadata.swaa = {name: (rule, parts[rule]) for name, rule in self.swaa.of_layer.items() if rule in parts}
+        metadata = super().build(common_prefix_len, common_attn_metadata, fast_build)
+        if self.swaa.distinct:
+            # A spec that releases blocks calls itself a sliding window; vLLM's own call is to go by the layer instead.
+            metadata.sliding_window = None
         return metadata
 
-    def _spans(self, rule: LayerRule, pieces: Pieces, common: Any) -> list[_Span]:
+    def _part(self, rule: LayerRule, pieces: Pieces, common: Any) -> list[_Span]:
         spans, starts = [], pieces.starts
         for sliding, group in groupby(range(len(pieces)), key=lambda index: bool(pieces.sliding[index])):
             indices = list(group)
@@ -144,7 +119,7 @@ class SWAAFlashMetadataBuilder(FlashAttentionMetadataBuilder):
             )
         return spans
 
-    def _single_rows(self, rule: LayerRule, step: Step, common: Any) -> _Span:
+    def _single_rows(self, rule: LayerRule, step: Step, common: Any) -> list[_Span]:
         pieces = single_rows(rule, step)
         count, keys = len(pieces), np.maximum(pieces.first + 1, 1)
         packed = [
@@ -153,11 +128,12 @@ class SWAAFlashMetadataBuilder(FlashAttentionMetadataBuilder):
             np.where(pieces.sliding, rule.sinks, 1),
             pieces.sliding,
         ]
+        # Keys of dense rows, keys of sliding rows, sinks, and which rows slide.
         if rule not in self.recorded:
             self.recorded[rule] = torch.zeros(len(packed), self.swaa.most, dtype=torch.int32, device=self.device)
         numbers = self.recorded[rule][:, :count]
         numbers.copy_(to_device(np.stack(packed), self.device))
-        return _Span(
+        span = _Span(
             0,
             count,
             common.query_start_loc,
@@ -169,6 +145,7 @@ class SWAAFlashMetadataBuilder(FlashAttentionMetadataBuilder):
             sinks=numbers[2] if rule.sinks else None,
             sliding=numbers[3][:, None, None],
         )
+        return [span]
 
 
 class SWAAFlashImpl(FlashAttentionImpl):

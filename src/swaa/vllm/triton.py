@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from vllm.v1.attention.backend import AttentionCGSupport
 from vllm.v1.attention.backends.triton_attn import (
     TritonAttentionBackend,
     TritonAttentionImpl,
@@ -18,9 +17,9 @@ from vllm.v1.attention.backends.triton_attn import (
 )
 
 from swaa.config import LayerRule
+from swaa.vllm.builder import RecordingBuilder
 from swaa.vllm.plan import Pieces, virtual_requests
-from swaa.vllm.rules import layer_rules
-from swaa.vllm.step import Rules, Step, single_rows, to_device
+from swaa.vllm.step import Step, single_rows, to_device
 
 
 class SWAATritonBackend(TritonAttentionBackend):
@@ -37,52 +36,17 @@ class SWAATritonBackend(TritonAttentionBackend):
         return SWAATritonMetadataBuilder
 
 
-class SWAATritonMetadataBuilder(TritonAttentionMetadataBuilder):
-    """Adds to vLLM's metadata that of each rule's virtual requests, as `swaa`: layer name to metadata."""
-
-    def __init__(self, kv_cache_spec: Any, layer_names: list[str], vllm_config: Any, device: Any):
-        super().__init__(kv_cache_spec, layer_names, vllm_config, device)
-        self.swaa = Rules(vllm_config, layer_names)
-        # Ours alone say where the mask applies.
-        self.rswa_window = None
-        # What a recorded graph reads: block table, and lengths and visible keys.
-        self.recorded: dict[LayerRule, tuple[Tensor, Tensor]] = {}
-
-    @classmethod
-    def get_cudagraph_support(cls, vllm_config: Any, kv_cache_spec: Any) -> AttentionCGSupport:
-        """Return which steps can be recorded whole: with rules, those of one row a request."""
-        if layer_rules(vllm_config):
-            return AttentionCGSupport.UNIFORM_SINGLE_TOKEN_DECODE
-        return super().get_cudagraph_support(vllm_config, kv_cache_spec)
-
-    def build(self, common_prefix_len: int, common_attn_metadata: Any, fast_build: bool = False) -> Any:
-        """Return vLLM's metadata, with ours for the layers that need the mask in this step."""
-        common = common_attn_metadata
-        metadata = super().build(common_prefix_len, common, fast_build)
-        metadata.swaa = {}
-        if not self.swaa.distinct:
-            return metadata
-        step, parts = self.swaa.step(common), {}
-        # A recorded step is replayed whether rows slide or not, so it always takes the same way.
-        recorded = (
-            common.max_query_len == 1 and self.vllm_config.compilation_config.cudagraph_mode.has_full_cudagraphs()
-        )
-        for rule in self.swaa.distinct:
-            if recorded:
-                parts[rule] = self._single_rows(rule, step, common)
-            elif (pieces := step.pieces(rule)) is not None:
-                parts[rule] = self._virtual(rule, pieces, common)
-        metadata.swaa = {name: parts[rule] for name, rule in self.swaa.of_layer.items() if rule in parts}
-        return metadata
+class SWAATritonMetadataBuilder(RecordingBuilder, TritonAttentionMetadataBuilder):
+    """Makes vLLM's metadata of virtual requests of each rule's part of a step."""
 
     def build_for_cudagraph_capture(self, common_attn_metadata: Any) -> Any:
         """Return the metadata to record a step with; the lengths are 1, so that recording is quick."""
         metadata = super().build_for_cudagraph_capture(common_attn_metadata)
-        for part in metadata.swaa.values():
+        for _, part in metadata.swaa.values():
             part.seq_lens.fill_(1)
         return metadata
 
-    def _virtual(self, rule: LayerRule, pieces: Pieces, common: Any) -> Any:
+    def _part(self, rule: LayerRule, pieces: Pieces, common: Any) -> Any:
         virtual = virtual_requests(rule, pieces, self.block_size)
         longest = int(virtual.length.max())
         packed = [pieces.request, virtual.jump, virtual.length, virtual.visible, pieces.starts[1:]]
@@ -109,6 +73,7 @@ class SWAATritonMetadataBuilder(TritonAttentionMetadataBuilder):
             np.stack([pieces.request, virtual.jump, virtual.length, virtual.visible]), self.device
         )
         count, width = len(pieces), common.block_table_tensor.shape[1]
+        # Block table, and lengths and visible keys.
         if rule not in self.recorded:
             shared = {"dtype": torch.int32, "device": self.device}
             self.recorded[rule] = torch.zeros(self.swaa.most, width, **shared), torch.zeros(2, self.swaa.most, **shared)
@@ -155,7 +120,7 @@ class SWAATritonMetadataBuilder(TritonAttentionMetadataBuilder):
             max_seq_len=longest,
             block_table_tensor=table,
         )
-        metadata = super().build(0, described)
+        metadata = TritonAttentionMetadataBuilder.build(self, 0, described)
         metadata.rswa_prefix_lens, metadata.rswa_window = visible, rule.window
         return metadata
 
@@ -179,7 +144,7 @@ class SWAATritonImpl(TritonAttentionImpl):
     ) -> Tensor:
         """Attend; shapes as in vLLM's `forward`."""
         if attn_metadata is not None:
-            attn_metadata = attn_metadata.swaa.get(layer.layer_name, attn_metadata)
+            _, attn_metadata = attn_metadata.swaa.get(layer.layer_name, (None, attn_metadata))
         return super().forward(
             layer, query, key, value, kv_cache, attn_metadata, output, output_scale, output_block_scale
         )
