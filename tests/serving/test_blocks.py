@@ -1,9 +1,11 @@
 """The blocks that requests hold: layers that forget give theirs back, and prefixes are found all the same."""
 
 import pytest
+import torch
 
 import swaa
 from engines import BLOCK, check, engine, generate, prompts, saved_model
+from swaa.config import LayerRule
 
 LENGTH, STEP = 500, 64
 
@@ -81,3 +83,14 @@ def test_a_prefix_needs_its_sinks(tmp_path):
         after = generate(llm, prompt, new=20)
         assert after[0].num_cached_tokens == 0
         check(model, prompt, after)
+
+
+def test_the_sinks_stay_in_the_block_table():
+    """From 0.33 on, vLLM's worker blanks the blocks before a sliding window unless the spec says 0."""
+    from vllm.v1.kv_cache_interface import FullAttentionSpec
+
+    from swaa.vllm.cache import sink_window_spec
+
+    full = FullAttentionSpec(block_size=BLOCK, num_kv_heads=1, head_size=32, dtype=torch.float32)
+    spec = sink_window_spec(full, LayerRule(window=40, sinks=10))
+    assert (spec.sliding_window, spec.sink_blocks, spec.num_retained_tokens) == (40, 1, 0)

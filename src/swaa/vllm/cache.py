@@ -22,6 +22,11 @@ class SinkWindowSpec(SlidingWindowSpec):
         """Blocks that hold sinks."""
         return -(-self.sink_tokens // self.block_size)
 
+    @property
+    def num_retained_tokens(self) -> int:
+        """Tokens before a step that stay in its block table; from vLLM 0.33 on, 0 is for all, as the sinks need."""
+        return 0
+
     def max_admission_blocks_per_request(self, max_in_flight_tokens: int, max_model_len: int) -> int:
         """Return the blocks that a request holds at most: sinks, window and a step, but never more than all."""
         most = super().max_admission_blocks_per_request(max_in_flight_tokens, max_model_len) + self.sink_blocks

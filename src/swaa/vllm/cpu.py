@@ -216,5 +216,5 @@ def _check_layout(spec: Any) -> None:
     read = _gather(key_cache, value_cache, torch.tensor([1]))
     if not all(torch.equal(mine.transpose(0, 1), theirs) for mine, theirs in zip(read, stored, strict=True)):
         raise ConfigError(
-            "this vLLM stores the CPU cache in a layout that swaa cannot read: use a vLLM from 0.26 to 0.33 on x86"
+            "this vLLM stores the CPU cache in a layout that swaa cannot read: use a vLLM from 0.26 to 0.32 on x86"
         )

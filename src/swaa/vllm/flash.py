@@ -188,7 +188,8 @@ class SWAAFlashImpl(FlashAttentionImpl):
     def _caches(self, kv_cache: Tensor) -> tuple[Tensor, Tensor]:
         """Return keys and values of the cache, `[blocks, block, kv_heads, head_dim]` each."""
         from vllm.platforms import current_platform
-        from vllm.utils.torch_utils import canonicalize_singleton_dim_strides, is_quantized_kv_cache
+        from vllm.utils.torch_utils import canonicalize_singleton_dim_strides
+        from vllm.v1.kv_cache_interface import is_quantized_kv_cache
 
         halves = kv_cache.transpose(1, 2).split(self.head_size, dim=-1)
         key, value = (canonicalize_singleton_dim_strides(half) for half in halves)
