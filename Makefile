@@ -5,13 +5,17 @@ BIN := $(VENV)/bin
 # vLLM pins its dependencies, so it has an environment of its own.
 VLLM_BIN := .venv-vllm/bin
 
-.PHONY: demo test test-vllm lint docs clean
+.PHONY: demo test coverage test-vllm lint docs clean
 
 demo: $(VENV)/.installed
 	$(BIN)/swaa compare
 
 test: $(VENV)/.installed
 	$(BIN)/python -m pytest
+
+# Tracing nearly doubles the time, so `make test` does without.
+coverage: $(VENV)/.installed
+	$(BIN)/python -m pytest --cov=swaa --cov-report=term
 
 # The backends for GPUs run in Triton's interpreter, in a process of their own: vLLM must believe that there is a GPU.
 test-vllm: .venv-vllm/.installed
