@@ -4,8 +4,10 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 # vLLM pins its dependencies, so it has an environment of its own.
 VLLM_BIN := .venv-vllm/bin
+# Two workers, which one GPU can hold.
+SERVING := -o addopts=--strict-markers --numprocesses=2 --dist=worksteal
 
-.PHONY: demo test test-vllm lint docs clean
+.PHONY: demo test coverage test-vllm lint docs clean
 
 demo: $(VENV)/.installed
 	$(BIN)/swaa compare
@@ -13,10 +15,14 @@ demo: $(VENV)/.installed
 test: $(VENV)/.installed
 	$(BIN)/python -m pytest
 
+# Tracing nearly doubles the time, so `make test` does without.
+coverage: $(VENV)/.installed
+	$(BIN)/python -m pytest --cov=swaa --cov-report=term
+
 # The backends for GPUs run in Triton's interpreter, in a process of their own: vLLM must believe that there is a GPU.
 test-vllm: .venv-vllm/.installed
-	$(VLLM_BIN)/python -m pytest -o addopts=--strict-markers tests/serving --ignore=tests/serving/kernels
-	$(VLLM_BIN)/python -m pytest -o addopts=--strict-markers tests/serving/kernels
+	$(VLLM_BIN)/python -m pytest $(SERVING) tests/serving --ignore=tests/serving/kernels
+	$(VLLM_BIN)/python -m pytest $(SERVING) tests/serving/kernels
 
 lint: $(VENV)/.installed
 	$(BIN)/ruff format --check .

@@ -1,5 +1,6 @@
 """Shared fixtures: determinism, and no hub."""
 
+import gc
 import os
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # before anything imports huggingface_hub: a test never waits for a network
@@ -18,3 +19,14 @@ torch.set_num_threads(1)
 @pytest.fixture(autouse=True)
 def seeded():
     torch.manual_seed(0)
+
+
+def pytest_collection_finish():
+    """Spare what is loaded by now, which stays, each later collection of garbage: they took longer than some tests."""
+    gc.collect()
+    gc.freeze()
+
+
+def pytest_unconfigure():
+    """At the end all is freed in the ordinary way."""
+    gc.unfreeze()

@@ -1,6 +1,7 @@
 """Every backend against the oracle: values and gradients, over every kind of row."""
 
 from dataclasses import replace
+from itertools import product
 
 import pytest
 import torch
@@ -49,9 +50,17 @@ PASSES = {
 }
 
 
-@pytest.fixture(params=PASSES, ids=lambda name: name.replace(" ", "_"))
-def geometry(request):
-    return build_geometry(**PASSES[request.param])
+PAIRS = list(product(PASSES, RULES))
+
+
+def cases(interpreted):
+    """Each backend with passes and rules: all of them, or those given for Triton's interpreter, which takes seconds."""
+    chosen = {name: interpreted if name == "triton" else PAIRS for name in HERE if name != "eager"}
+    return [(name, *pair) for name, pairs in chosen.items() for pair in pairs]
+
+
+def spaceless(value):
+    return str(value).replace(" ", "_")
 
 
 def tensors(geometry, heads=4, kv_heads=2, dim=16, dtype=torch.float32, grad=False):
@@ -70,9 +79,10 @@ def real_rows(geometry):
     return geometry.segments[:, geometry.past :] >= 0
 
 
-@pytest.mark.parametrize("rule", RULES, ids=str)
-@pytest.mark.parametrize("backend", [name for name in HERE if name != "eager"])
-def test_agrees_with_oracle(backend, geometry, rule):
+# Each rule and each pass several times; a GPU runs all pairs of them (tests/test_gpu.py).
+@pytest.mark.parametrize(("backend", "kind", "rule"), cases(PAIRS[::3]), ids=spaceless)
+def test_agrees_with_oracle(backend, kind, rule):
+    geometry = build_geometry(**PASSES[kind])
     expected, _ = BACKENDS["eager"](*tensors(geometry), geometry=geometry, rule=rule, scaling=0.25)
     actual, _ = BACKENDS[backend](*tensors(geometry), geometry=geometry, rule=rule, scaling=0.25)
     real = real_rows(geometry)
@@ -80,12 +90,13 @@ def test_agrees_with_oracle(backend, geometry, rule):
     torch.testing.assert_close(actual[real], expected[real], atol=1e-5, rtol=1e-5)
 
 
-# In the interpreter a backward pass takes seconds: there, one rule of each kind; a GPU runs all of them.
-BACKWARD = [("sdpa", rule) for rule in RULES] + [("triton", rule) for rule in (RULES[0], *RULES[3:6])]
+# For the interpreter, one rule of each kind.
+BACKWARD = list(product(PASSES, (RULES[0], *RULES[3:6])))[::3]
 
 
-@pytest.mark.parametrize(("backend", "rule"), BACKWARD, ids=str)
-def test_gradients_agree_with_oracle(backend, geometry, rule):
+@pytest.mark.parametrize(("backend", "kind", "rule"), cases(BACKWARD), ids=spaceless)
+def test_gradients_agree_with_oracle(backend, kind, rule):
+    geometry = build_geometry(**PASSES[kind])
     real = real_rows(geometry)
     weight = torch.randn(geometry.batch, geometry.rows, 4, 16, generator=torch.Generator().manual_seed(1))
     gradients = []
@@ -131,7 +142,7 @@ HELD = ["chunk", "chunk of one row", "decode", "decode of drafts", "left padding
 
 
 @pytest.mark.parametrize("sinks", [0, 4])
-@pytest.mark.parametrize("kind", [*HELD, "padding inside"], ids=lambda name: name.replace(" ", "_"))
+@pytest.mark.parametrize("kind", [*HELD, "padding inside"], ids=spaceless)
 @pytest.mark.parametrize("backend", HERE)
 def test_keys_that_a_cache_still_holds(backend, kind, sinks):
     """Sinks and the columns that can still be seen give what all keys give."""

@@ -220,8 +220,8 @@ def said(text, **more):
 
 
 def test_an_endpoint_that_fails_loses_nothing(prompts, tmp_path, serve):
-    answers = iter(["a", "b", "c", (400, "enough")])
-    first = serve(lambda body: next(answers))
+    answers = iter(["a", "b", "c"])
+    first = serve(lambda body: next(answers, (400, "enough")))
     with pytest.raises(EndpointError, match="the teacher 'big' refuses the request"):
         distill(prompts, RemoteTeacher("big", first.url, parallel=1), tmp_path / "out")
     second = serve(lambda body: "d")

@@ -1,6 +1,7 @@
 """Full heads: every backend by heads, a cache that forgets for some heads only, and what is refused."""
 
 import copy
+from itertools import product
 
 import pytest
 import torch
@@ -53,9 +54,12 @@ PASSES = {
 HEADS = [(0,), (3,), (1, 2), (0, 2), (0, 1, 3)]
 
 
-@pytest.mark.parametrize("heads", HEADS, ids=str)
-@pytest.mark.parametrize("rows", PASSES)
-@pytest.mark.parametrize("backend", [name for name in BACKENDS if name != "flex"])
+CASES = [(name, *case) for name in BACKENDS if name not in ("flex", "triton") for case in product(PASSES, HEADS)]
+# Triton's interpreter takes seconds for each.
+CASES += [("triton", *case) for case in list(product(PASSES, HEADS))[::2]]
+
+
+@pytest.mark.parametrize(("backend", "rows", "heads"), CASES, ids=str)
 def test_backends_and_gradients(backend, rows, heads):
     geometry = build_geometry(batch=2, past=0, rows=100, **PASSES[rows])
     rule = LayerRule(9, 2, fa_decode=True, dense_tail=3, full_heads=heads)

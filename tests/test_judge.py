@@ -199,8 +199,8 @@ def test_replies_are_asked_for_once(serve, tmp_path):
 
 
 def test_replies_before_a_failure_are_kept(serve, tmp_path):
-    replies = iter(["yes", "yes", (400, "enough")])
-    server, cache = serve(lambda body: next(replies)), tmp_path / "judge.jsonl"
+    replies = iter(["yes", "yes"])
+    server, cache = serve(lambda body: next(replies, (400, "enough"))), tmp_path / "judge.jsonl"
     judge = Judge("m", server.url, parallel=1)
     judge.keep(cache)
     with pytest.raises(EndpointError):

@@ -54,7 +54,7 @@ def dense_rows(tokens, generated, left, rule, by_length):
 
 
 @given(passes(), rules())
-@cases(3000)
+@cases(1500)
 def test_masks_follow_the_rule(case, rule):
     arguments, tokens, generated, left = case
     mask = oracle_mask(build_geometry(**arguments), rule).expand(arguments["batch"], -1, -1)

@@ -3,6 +3,7 @@
 import gc
 import os
 from contextlib import contextmanager
+from unittest import mock
 
 import torch
 
@@ -41,21 +42,26 @@ def engine(folder, processes=False, **options):
         "dtype": "float32",
         "enforce_eager": True,
         "block_size": BLOCK,
+        "kv_cache_memory_bytes": 256 << 20,
         "max_model_len": 640,
         "max_num_batched_tokens": 64,
         "max_num_seqs": 8,
         "skip_tokenizer_init": True,
     }
+    # It collects garbage nine times, among all the modules of its process; once is enough.
+    once = mock.patch.object(gc, "collect", return_value=0)
     llm = None
     try:
-        llm = LLM(str(folder), **(defaults | options))
+        with once:
+            llm = LLM(str(folder), **(defaults | options))
         yield llm
     finally:
-        if llm is not None:
-            llm.llm_engine.engine_core.shutdown()
+        with once:
+            if llm is not None:
+                llm.llm_engine.engine_core.shutdown()
+            cleanup_dist_env_and_memory()
         del llm
         gc.collect()
-        cleanup_dist_env_and_memory()
 
 
 def prompts(*lengths, seed=1):

@@ -56,6 +56,8 @@ def ask(client, **options):
 
 
 def test_answers_equal_those_of_generate(client, tmp_path):
+    """And the model is named as the user named it."""
+    assert [model.id for model in client.models.list()] == [DEFAULT_MODEL]
     file = tmp_path / "prompt.txt"
     file.write_text(QUESTION)
     command = swaa_command("generate", *RECIPE, "--dtype", "float32", "--max-new-tokens", "40", "--file", str(file))
@@ -66,7 +68,3 @@ def test_answers_equal_those_of_generate(client, tmp_path):
     pieces = [part.choices[0].delta.content or "" for part in ask(client, stream=True)]
     assert len(pieces) > 10
     assert "".join(pieces).strip() == expected
-
-
-def test_the_model_is_named_as_the_user_named_it(client):
-    assert [model.id for model in client.models.list()] == [DEFAULT_MODEL]

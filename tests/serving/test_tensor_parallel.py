@@ -4,9 +4,7 @@ import swaa
 from engines import check, engine, generate, prompts, saved_model
 
 
-def test_two_processes(tmp_path, monkeypatch):
-    # vLLM otherwise wants a NUMA node for each process.
-    monkeypatch.setenv("VLLM_CPU_OMP_THREADS_BIND", "nobind")
+def test_two_processes(tmp_path):
     config = swaa.SWAAConfig(window=20, sinks=4, full_layers=[0], fa_decode=[1])
     model = saved_model(tmp_path, "qwen3", config)
     tokens = prompts(5, 90, 201)
