@@ -65,6 +65,21 @@ def test_flash(name, recorded, use, tmp_path):
         check_builders(llm, SWAAFlashMetadataBuilder, recorded)
 
 
+@pytest.mark.parametrize("name", ["everything", "released"])
+def test_the_runner_of_gpus(name, use, monkeypatch, tmp_path):
+    """There, vLLM's second model runner is the default: it gathers block tables and prompts' lengths in its own way."""
+    monkeypatch.setenv("VLLM_USE_V2_MODEL_RUNNER", "1")
+    use("swaa.vllm.flash.SWAAFlashBackend")
+    from swaa.vllm.flash import SWAAFlashMetadataBuilder
+
+    model = saved_model(tmp_path, "llama", ADAPTATIONS[name])
+    with engine(tmp_path, max_num_batched_tokens=32) as llm:
+        assert llm.llm_engine.vllm_config.use_v2_model_runner
+        tokens = prompts(5, 33, 90, 150)
+        check(model, tokens, generate(llm, tokens, new=12))
+        check_builders(llm, SWAAFlashMetadataBuilder, False)
+
+
 @pytest.mark.parametrize(("name", "recorded"), [("everything", False), ("released", True)])
 def test_triton(name, recorded, use, tmp_path):
     use("swaa.vllm.triton.SWAATritonBackend")
