@@ -513,6 +513,7 @@ def rows_of(text):
 
 def test_the_command(monkeypatch, tmp_path, folder, tokenizer):
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("swaa.cli.progress._LINE_SECONDS", 0)
     flags = ("--length", LENGTH, "--samples", 2, "--seed", 3, "--dtype", "float32", "--device", "cpu")
     result = run("-m", folder, "-r", "naive, sinks-fa-decode", "--window", 40, "--sinks", 6, *flags)
     assert result.exit_code == 0, result.output
@@ -520,6 +521,11 @@ def test_the_command(monkeypatch, tmp_path, folder, tokenizer):
     assert re.fullmatch(r"compare-tiny-\d{8}-\d{6}", saved.name)
     assert re.search(rf"^\d+ s; table, predictions and plots in results/{saved.name}$", result.stderr, re.MULTILINE)
     assert "warning" not in result.stderr
+    # No terminal here: lines instead of bars.
+    assert re.findall(r"^(\d+)% done, about 0:\d\d:\d\d left \((.*)\)$", result.stderr, re.MULTILINE)[-1] == (
+        "100",
+        "sinks-fa-decode",
+    )
     files = {"table.csv", "results.json", "accuracy-prefill.png", "masks.png", "layers.png"}
     assert {path.name for path in saved.iterdir()} == files
 

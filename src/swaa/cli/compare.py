@@ -1,5 +1,6 @@
 """`swaa compare`: recipes side by side on one model."""
 
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -19,6 +20,7 @@ from swaa.cli.common import (
     warn,
     warn_of_length,
 )
+from swaa.cli.progress import minute_lines
 from swaa.models import DEFAULT_MODEL
 
 if TYPE_CHECKING:
@@ -138,7 +140,13 @@ def compare(
             for recipe in chosen
         }
 
+        finished = dict.fromkeys(bars, 0)
+        line = None if notes().is_terminal else minute_lines(time.monotonic)
+
         def update(name: str, done: int, correct: int) -> None:
+            finished[name] = done
+            if line:
+                line(name, sum(finished.values()), steps(settings) * len(finished))
             progress.start_task(bars[name])
             right = f"{correct} of {min(done, samples)} right"
             progress.update(bars[name], completed=done, right=right)
