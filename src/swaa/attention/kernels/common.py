@@ -7,7 +7,7 @@ import triton.language as tl
 MASKED = tl.constexpr(-1.0e30)
 LOG2E = tl.constexpr(1.4426950408889634)
 # Arguments that change from pass to pass. Triton would build a kernel again, which takes seconds, for each of them that
-# becomes, or ceases to be, 1 or a multiple of 16; the loads are as wide without, as tiles begin at multiples of strides.
+# becomes, or ceases to be, 1 or a multiple of 16; the loads are as wide without it.
 COUNTS = (
     *("rows", "keys", "past", "slots", "released", "dense_start", "dense_stop", "window", "sinks", "splits"),
     "ranges_batch",
