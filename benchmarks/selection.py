@@ -110,6 +110,7 @@ def run_cell(model: Any, tokenizer: Any, cell: str, options: argparse.Namespace,
         test_samples=options.test_samples,
         batch_size=options.batch_size or max(PASS_TOKENS // tokens, 1),
         unit=wanted.unit,
+        compiled=model.device.type == "cuda",
     )
     progress = Progress(cell, stop, "prompts")
     folder = options.output / cell

@@ -3,17 +3,20 @@
 import json
 import math
 from contextlib import suppress
+from functools import partial
 
 import pytest
 import torch
+from torch._dynamo.testing import CompileCounter
 
 import swaa
 from families import tiny_model
 from select_models import TableProblem, own_answers, planted, planted_heads, scorer
 from swaa.attention import BACKENDS
+from swaa.compiling import compiled_forward
 from swaa.config import ConfigError, SWAAConfig
 from swaa.evaluate import answer_logits, score_answers
-from swaa.select import SELECTORS, Problem
+from swaa.select import SELECTORS, Problem, sharing
 from swaa.select.gates import Gates
 from swaa.select.gates import _gates as gates_of
 from swaa.select.gates import _Mixture as Mixture
@@ -60,6 +63,23 @@ def test_shared_work_changes_no_number(family, batch_size):
         assert score.accuracy == sum(answer.correct for answer in answers) / len(answers)
         assert score.count == len(samples)
     assert len({score.nll for score in found}) >= (4 if native else 7)
+
+
+def test_compiled_layers_change_no_number(monkeypatch):
+    torch._dynamo.reset()
+    counter = CompileCounter()
+    monkeypatch.setattr(sharing, "compiled_forward", partial(compiled_forward, backend=counter))
+    model, configs = tiny_model(), CONFIGS[:4]
+    samples = own_answers(model, count=6)
+    wanted = scorer(model, samples, batch_size=4).score(configs)
+    first = scorer(model, samples, batch_size=4, compiled=True).score(configs)
+    codes = counter.frame_count
+    # One code for all layers, adaptations and batch sizes.
+    second = scorer(model, samples, batch_size=3, compiled=True).score(configs)
+    assert 0 < codes == counter.frame_count
+    for found in (first, second):
+        assert [x.nll for x in found] == pytest.approx([x.nll for x in wanted], abs=1e-5)
+    torch._dynamo.reset()
 
 
 def test_layers_below_the_toggled_one_are_not_computed():

@@ -6,6 +6,7 @@ layers share one compiled code; attention and cache stay what they are.
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import cache
 from typing import Any, TypeVar
 
 import torch
@@ -40,8 +41,7 @@ def compile_layers(model: ModelT, *, backend: str | Callable[..., Any] = "induct
     if state is None:
         raise AdaptError("compile_layers needs an adapted model: call swaa.adapt first")
     _, decoder = parts(model)
-    # The description of a pass is plain Python that changes with every pass: nothing to trace.
-    AttentionInterface.register(decoder.config._attn_implementation, torch.compiler.disable(attention))
+    cut_at_attention(decoder)
     chosen = gemv.inductor if backend == "inductor" else backend
     for module in _modules(model):
         module.compile(dynamic=True, backend=chosen)
@@ -49,6 +49,25 @@ def compile_layers(model: ModelT, *, backend: str | Callable[..., Any] = "induct
         module._compiled_call_impl = _Shared(module._compiled_call_impl)
     state.compiled = True
     return model
+
+
+def cut_at_attention(decoder: Any) -> None:
+    """Keep compiled layers out of the attention of an adapted model, until it is adapted anew.
+
+    The description of a pass is plain Python that changes with every pass: nothing to trace.
+    """
+    AttentionInterface.register(decoder.config._attn_implementation, _untraced_attention())
+
+
+@cache
+def _untraced_attention() -> Callable[..., Any]:
+    # Compiled code holds for this very object.
+    return torch.compiler.disable(attention)
+
+
+def compiled_forward(forward: Callable[..., Any], *, backend: str | Callable[..., Any] = "inductor") -> Any:
+    """Compile the forward function of one layer; layers of one class share the code, for all lengths and batches."""
+    return _Shared(torch.compile(forward, dynamic=True, backend=backend))
 
 
 def uncompile_layers(model: nn.Module) -> None:

@@ -148,6 +148,13 @@ def select(
         int, typer.Option(help="Recipes that are measured, as in `--trials 200`.", rich_help_panel=_POLICY)
     ] = 40,
     batch_size: Annotated[int, typer.Option(help="Prompts a pass, as in `--batch-size 16`; pays on a GPU.")] = 1,
+    compiled: Annotated[
+        bool,
+        typer.Option(
+            "--compile/--no-compile",
+            help="Fuse what lies between the attentions: half a minute first, which long selections on a GPU win back.",
+        ),
+    ] = False,
     output_folder: Annotated[
         Path | None,
         typer.Option(
@@ -214,6 +221,7 @@ def select(
         test_samples=test_samples,
         batch_size=batch_size,
         unit=unit,
+        compiled=compiled,
     )
     if not searching and (chosen.config.window or 0) >= length:
         warn(f"a window of {chosen.config.window} covers all {length} tokens, nothing slides: use a longer --length")

@@ -148,9 +148,10 @@ class _Measuring:
             for cell in cells
             for recipe in self.recipes
         )
-        for length in self.settings.lengths:
-            if self.workers.rank == 0:
+        if self.workers.rank == 0:
+            for length in self.settings.lengths:
                 self.measure_costs(length)
+        for length in self.settings.lengths:
             for cell in (cell for cell in cells if cell.length == length):
                 if any(self.missing(recipe, cell, count) for recipe in self.recipes):
                     self.measure_cell(cell)

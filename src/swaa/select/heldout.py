@@ -30,6 +30,7 @@ class HeldOut:
         batch_size: samples a pass.
         folder: where scores are kept.
         progress: told after each batch.
+        compiled: see `Scorer`.
     """
 
     def __init__(
@@ -44,6 +45,7 @@ class HeldOut:
         batch_size: int,
         folder: Path,
         progress: ScorerProgress,
+        compiled: bool = False,
     ):
         self.scorers = {
             name: Scorer(
@@ -53,6 +55,7 @@ class HeldOut:
                 batch_size=batch_size,
                 file=folder / f"test-{name}.jsonl",
                 progress=progress,
+                compiled=compiled,
             )
             for name in (tasks if samples else ())
         }

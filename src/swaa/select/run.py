@@ -34,6 +34,8 @@ class SelectSettings:
         tasks: retrieval tasks of `swaa.tasks` that the choice is measured on, on their split "test".
         test_samples: held-out samples of each task; 0: none.
         batch_size: samples a pass.
+        compiled: compile what the decoder layers do beside attention: half a minute first, which long selections on a
+            GPU win back.
 
     Raises:
         ValueError: a value is wrong; the message names it and the fix.
@@ -46,6 +48,7 @@ class SelectSettings:
     test_samples: int = 8
     batch_size: int = 1
     unit: str = "layers"
+    compiled: bool = False
 
     def __post_init__(self) -> None:
         """Check every value; a curve gets its baseline."""
@@ -164,6 +167,7 @@ def select(
         batch_size=settings.batch_size,
         file=folder / "calibration.jsonl",
         progress=meter.advance,
+        compiled=settings.compiled,
     )
     units = Problem(scorer, recipe.config, settings.unit).units
     budgets = counts_of(settings.budgets, len(units), settings.unit)
@@ -177,6 +181,7 @@ def select(
         batch_size=settings.batch_size,
         folder=folder,
         progress=meter.advance,
+        compiled=settings.compiled,
     )
     base = recipe.config.replace(full_layers=(), full_heads={})
     revision, data = model_revision(model), settings.calibration.describe(samples)

@@ -76,7 +76,8 @@ def search_policies(
     data, size = settings.calibration, settings.batch_size
     samples = data.make(tokenizer)
     file = folder / "calibration.jsonl"
-    scorer = Scorer(model, tokenizer, samples, batch_size=size, file=file, progress=meter.advance)
+    common: dict[str, Any] = {"batch_size": size, "progress": meter.advance, "compiled": settings.compiled}
+    scorer = Scorer(model, tokenizer, samples, file=file, **common)
     grid = Grid.of(data.length, model.config.get_text_config().num_hidden_layers)
     limits = {"max_flops": policy.max_flops, "max_kv": policy.max_kv}
     search = PolicySearch(scorer, data.length, grid, seed=data.seed, **limits)
@@ -87,9 +88,8 @@ def search_policies(
         samples=settings.test_samples,
         length=data.length,
         seed=data.seed,
-        batch_size=size,
         folder=folder,
-        progress=meter.advance,
+        **common,
     )
     facts, revision = data.describe(samples), model_revision(model)
     key = {

@@ -16,6 +16,8 @@ from typing import Any
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from swaa.adapting import adapt, plan_layers, restore
+from swaa.attaching import parts
+from swaa.compiling import cut_at_attention
 from swaa.config import SWAAConfig
 from swaa.evaluate import accuracy_interval, score_answers
 from swaa.results import append_lines, read_lines
@@ -59,6 +61,7 @@ class Scorer:
         file: JSONL where scores are kept, one line a configuration and batch; None: only in memory. The caller sees
             to it that it holds scores of this model and these samples.
         progress: told after each batch.
+        compiled: compile what the decoder layers do beside attention.
     """
 
     def __init__(
@@ -70,11 +73,12 @@ class Scorer:
         batch_size: int = 1,
         file: Path | None = None,
         progress: Progress = lambda text, done: None,
+        compiled: bool = False,
     ):
         if not samples:
             raise ValueError("no samples to score on: give one or more")
         self.model, self.tokenizer, self.samples = model, tokenizer, tuple(samples)
-        self.batch_size, self.file, self.progress = batch_size, file, progress
+        self.batch_size, self.file, self.progress, self.compiled = batch_size, file, progress, compiled
         # (nll, correct, seconds) by configuration and number of the sample.
         self._known: dict[tuple[str, int], tuple[float, bool, float]] = {}
         for row in read_lines(file) if file else []:
@@ -114,13 +118,15 @@ class Scorer:
         plans = [plan_layers(self.model.config.get_text_config(), todo[name]) for name in names]
         order = shared_order(plans)
         try:
-            with shared_layers(self.model) as shared:
+            with shared_layers(self.model, compiled=self.compiled) as shared:
                 for start in range(0, count, self.batch_size):
                     batch = range(start, min(start + self.batch_size, len(self.samples)))
                     shared.forget()
                     for index in order:
                         if self._missing(names[index], batch):
                             adapt(self.model, todo[names[index]])
+                            if self.compiled:
+                                cut_at_attention(parts(self.model)[1])
                             shared.begin(plans[index])
                             self._run(names[index], batch)
                         self.progress(text, len(batch))

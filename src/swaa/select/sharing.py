@@ -11,7 +11,7 @@ from typing import Any
 from torch import nn
 
 from swaa.attaching import parts
-from swaa.compiling import decoder_layers
+from swaa.compiling import compiled_forward, decoder_layers
 from swaa.config import LayerRule
 from swaa.cost import reusing_layers
 
@@ -48,10 +48,14 @@ class SharedLayers:
 
 
 @contextmanager
-def shared_layers(model: nn.Module) -> Iterator[SharedLayers]:
+def shared_layers(model: nn.Module, *, compiled: bool = False) -> Iterator[SharedLayers]:
     """Let a model's layers share work inside the block; afterwards they are as before.
 
     Memory: one output a layer, `[batch, rows, hidden_size]`.
+
+    Args:
+        model: adapted or not.
+        compiled: compile what the layers do beside attention (`swaa.compiling.cut_at_attention` after each `adapt`).
 
     Raises:
         AdaptError: the layers cannot be found, or the model cannot be adapted.
@@ -62,9 +66,10 @@ def shared_layers(model: nn.Module) -> Iterator[SharedLayers]:
     # A layer that reads keys of an earlier one would miss them: those layers always compute.
     hands_down = any(reusing_layers(decoder.config))
     own = [vars(layer).get("forward") for layer in layers]
+    compute = compiled_forward if compiled else (lambda forward: forward)
     if not hands_down:
         for index, layer in enumerate(layers):
-            vars(layer)["forward"] = _forward(shared, index, layer.forward)
+            vars(layer)["forward"] = _forward(shared, index, compute(layer.forward))
     try:
         yield shared
     finally:
