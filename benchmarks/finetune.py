@@ -6,10 +6,10 @@
     python benchmarks/finetune.py evaluate original a-kl                   # before and after
     python benchmarks/finetune.py collect original a-kl b-kl               # write benchmarks/finetune.csv, .json, .png
 
-Case a: no full layer, FA decode. Case b: layers 7, 15, 17 and 18 full, no FA decode, so that 26 of 30 layers release
-their KV. A step that was killed goes on when its command is repeated; `--folder` holds everything. `evaluate` measures
-needle and needle-multikey (their keys, wordings and texts are not in the data) and perplexity on a book that is not in
-the data either: under the case's own attention and under full attention. Against time limits, put
+Case a: no full layer, FA decode. Case b: layers 7, 18, 20 and 23 full, a dense tail of 64, no FA decode, so that 26 of
+30 layers release their KV. A step that was killed goes on when its command is repeated; `--folder` holds everything.
+`evaluate` measures needle and needle-multikey (their keys, wordings and texts are not in the data) and perplexity on a
+book that is not in the data either: under the case's own attention and under full attention. Against time limits, put
 `timeout 540` in front.
 """
 
@@ -33,7 +33,7 @@ from swaa.tasks import TASKS
 HERE = Path(__file__).parent
 ORIGINAL = "original"
 WINDOW = 256
-CASES = {"a": {"fa_decode": True}, "b": {"full_layers": [7, 15, 17, 18]}}
+CASES = {"a": {"fa_decode": True}, "b": {"full_layers": [7, 18, 20, 23], "dense_tail": 64}}
 COUNTS = {"retrieval": 6000, "broad": 1500, "prose": 600}
 TARGETS = {"attention": "q_proj,k_proj,v_proj,o_proj"}
 TARGETS["all"] = TARGETS["attention"] + ",gate_proj,up_proj,down_proj"
@@ -62,7 +62,8 @@ def data(options):
 def distill(options):
     """Let the original model answer the broad prompts."""
     words = ["-d", options.folder / "broad.jsonl", "-o", options.folder / "distilled"]
-    run("distill", *words, "--samples", 1, "--max-new-tokens", options.new_tokens, "--batch-size", options.batch_size)
+    words += ["--max-new-tokens", options.new_tokens, "--batch-size", options.batch_size]
+    run("distill", *words, "--samples", 1, "--static-cache")
 
 
 def train(options):
@@ -230,7 +231,7 @@ def main():
         add(name, type=int, default=default, help="tokens of a prompt, about")
     add("--scale", type=float, default=1.0, help="share of the rows to make, for a trial")
     add = step(distill)
-    add("--new-tokens", type=int, default=1024)
+    add("--new-tokens", type=int, default=512)
     add("--batch-size", type=int, default=256)
     add = step(train)
     add("name", help="of the result")

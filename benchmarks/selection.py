@@ -1,4 +1,4 @@
-"""Layer selection of the default model: methods and budgets, at three lengths, under six recipes; and KV heads.
+"""Layer selection of the default model: methods and budgets, at three lengths, under four recipes; and KV heads.
 
     python benchmarks/selection.py --jobs 4 --minutes 9     # again and again until it says "complete"
     python benchmarks/selection.py --cells 2k-fa,8k-release # these only; --list shows them, the most telling first
@@ -37,12 +37,11 @@ class Length(NamedTuple):
 
 
 LENGTHS = {"2k": Length(2048, 256, 60, 64), "4k": Length(4096, 512, 30, 128), "8k": Length(8000, 512, 20, 512)}
-CURVE = (1, 2, 4, 8, 15)
-
+# Long prompts cost more: smaller budgets, which are those of the aims.
+BUDGETS = {"2k": (1, 2, 4, 8, 15), "4k": (2, 4, 8), "8k": (1, 2, 4, 8)}
 
 # Taking layers away one by one costs as much as all other methods; exchanging them, more.
 METHODS = tuple(name for name in SELECTORS if name not in ("backward", "swap"))
-THOROUGH = (*METHODS, "backward")
 # Among three times as many KV heads at a bearable cost.
 HEAD_METHODS = ("periodic", "nll", "nll-won", "gates")
 # KV heads of a layer.
@@ -55,7 +54,7 @@ class Mode(NamedTuple):
     fa_decode: bool
     dense_tail: int = 0
     many_sinks: bool = False
-    budgets: tuple[int, ...] = CURVE
+    budgets: tuple[int, ...] = ()  # those of the length
     methods: tuple[str, ...] = METHODS
     unit: str = "layers"
 
@@ -63,21 +62,18 @@ class Mode(NamedTuple):
 MODES = {
     "fa": Mode(True),
     "release": Mode(False),
-    "fa-tail": Mode(True, 32),
-    "release-tail": Mode(False, 32),
     # What few layers can do at best.
-    "fa-tail-sinks": Mode(True, 64, True, (1, 2, 4), THOROUGH),
-    "release-tail-sinks": Mode(False, 64, True, (2, 4, 8), THOROUGH),
+    "fa-tail-sinks": Mode(True, 64, True),
+    "release-tail-sinks": Mode(False, 64, True),
     "fa-exchanged": Mode(True, 0, False, (4,), ("greedy", "backward", "swap")),
     "release-heads": Mode(False, 0, False, (4, 8), HEAD_METHODS, "heads"),
     "release-tail-sinks-heads": Mode(False, 64, True, (4, 8), HEAD_METHODS, "heads"),
 }
 # The most telling first.
 ORDER = (
-    *("8k-fa-tail-sinks", "2k-release-tail-sinks", "8k-release-tail-sinks", "2k-fa-tail-sinks", "4k-fa-tail-sinks"),
-    *("2k-fa", "2k-release", "2k-fa-exchanged", "2k-release-heads", "8k-release-tail-sinks-heads"),
-    *("2k-fa-tail", "2k-release-tail", "4k-fa", "4k-release", "4k-fa-tail", "4k-release-tail"),
-    *("8k-fa", "8k-release", "8k-fa-tail", "8k-release-tail"),
+    *("8k-release-tail-sinks", "8k-fa-tail-sinks", "2k-release-tail-sinks", "2k-fa-tail-sinks", "4k-fa-tail-sinks"),
+    *("2k-release-tail-sinks-heads", "2k-fa", "2k-release", "8k-release-tail-sinks-heads", "4k-release-tail-sinks"),
+    *("2k-fa-exchanged", "8k-fa", "8k-release", "4k-fa", "4k-release", "2k-release-heads"),
 )
 # Tokens that a pass holds.
 PASS_TOKENS = 1 << 16
@@ -99,7 +95,7 @@ def run_cell(model: Any, tokenizer: Any, cell: str, options: argparse.Namespace,
         dense_tail=wanted.dense_tail,
     )
     methods = options.methods.split(",") if options.methods else wanted.methods
-    budgets = [int(text) for text in options.budgets.split(",")] if options.budgets else wanted.budgets
+    budgets = [int(text) for text in options.budgets.split(",")] if options.budgets else wanted.budgets or BUDGETS[name]
     # As much memory as so many layers.
     size = KV_HEADS if wanted.unit == "heads" else 1
     settings = SelectSettings(
