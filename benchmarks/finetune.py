@@ -14,6 +14,7 @@ book that is not in the data either: under the case's own attention and under fu
 """
 
 import argparse
+import functools
 import json
 import math
 import random
@@ -131,7 +132,7 @@ def figures(model, tokenizer, name, attention, done, options):
                 continue
             # The book has so many windows that share nothing.
             count = min(options.samples, 190_000 // length) if task == "perplexity" else options.samples
-            samples = TASKS[task].samples(tokenizer, length=length, count=count, seed=options.seed, split="test")
+            samples = made(tokenizer, task, length, count, options.seed)
             if task == "perplexity":
                 nlls = list(perplexity(model, samples))
                 row |= {"accuracy": None, "low": None, "high": None, "nll": math.fsum(nlls) / count}
@@ -147,6 +148,11 @@ def figures(model, tokenizer, name, attention, done, options):
                 f"{name}, {attention}, {task}, {length}: {shown(row)}, {time.perf_counter() - begin:.0f} s", flush=True
             )
             yield row
+
+
+@functools.cache
+def made(tokenizer, task, length, count, seed):
+    return TASKS[task].samples(tokenizer, length=length, count=count, seed=seed, split="test")
 
 
 def key(row):

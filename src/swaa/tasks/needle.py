@@ -31,6 +31,8 @@ _WORDS: dict[Split, tuple[str, str]] = {
 }
 _MOST_KEYS = 16
 _MIN_HAYSTACK = 32
+# Where a text is cut, its last tokens may be others.
+_USUAL_CHARS, _SPARE_TOKENS = 5, 32
 
 
 @dataclass(frozen=True)
@@ -169,7 +171,7 @@ class Needle:
         meta = draft.meta
         stream = f"needle/{meta['split']}/{meta['seed']}"
         start, text = haystack(self.haystack, meta["split"], tokens=room, index=meta["index"], stream=stream)
-        kept = encode(tokenizer, text)[:room]
+        kept, text = _beginning(tokenizer, text, room)
         if len(kept) < room:
             longest = draft.fixed + len(kept)
             raise ValueError(f"length={length} exceeds the prose: use {longest} or less, or haystack='noise'")
@@ -192,6 +194,16 @@ class Needle:
             answer=draft.answer,
             meta=meta | {"depth": points[0] / chars, "position": len(draft.lead_ids) + position, "start": start},
         )
+
+
+def _beginning(tokenizer: Any, text: str, count: int) -> tuple[list[int], str]:
+    """Return the first tokens of a text, and a beginning of it that holds some more than these."""
+    # Most prose has fewer characters a token; encoding is what takes the time.
+    begun = text[: _USUAL_CHARS * count]
+    ids = encode(tokenizer, begun)
+    if len(ids) < count + _SPARE_TOKENS:
+        begun, ids = text, encode(tokenizer, text)
+    return ids[:count], begun
 
 
 @dataclass(frozen=True)
