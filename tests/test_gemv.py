@@ -21,7 +21,7 @@ def fresh():
     torch._dynamo.reset()
 
 
-@pytest.mark.parametrize("columns", [7, 64, 513, 1100])
+@pytest.mark.parametrize("columns", [7, 64, 513, 1100, 9000])
 @pytest.mark.parametrize("sizes", [(1,), (9, 4), (16, 3, 30)])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_products_are_those_of_linear_layers(columns, sizes, dtype):

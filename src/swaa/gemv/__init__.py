@@ -39,16 +39,19 @@ def gemv(x: Tensor, weights: Sequence[Tensor]) -> Tensor:
     output = x.new_empty(*x.shape[:-1], sum(sizes))
     filled = [*weights, *[weights[0]] * (_MOST - len(weights))]
     columns = x.shape[-1]
-    block = min(_COLUMNS, max(16, 1 << (columns - 1).bit_length()))
+    block, warps = _LONG_BLOCK if columns >= _LONG_ROW else _SHORT_BLOCK
+    block = min(block, max(16, 1 << (columns - 1).bit_length()))
     kernel[(sum(sizes),)](
         x.contiguous(), *filled, output, *sizes, *[0] * (_MOST - len(sizes)), *(weight.stride(0) for weight in filled),
-        columns, COLUMNS=block, CHUNKS=-(-columns // block), num_warps=1, **early_start(x.device),
+        columns, COLUMNS=block, CHUNKS=-(-columns // block), num_warps=warps, **early_start(x.device),
     )  # fmt: skip
     return output
 
 
-# Columns that a program, one warp, reads at a time: 32 bytes a thread in bfloat16.
-_COLUMNS = 512
+# Columns that a program reads at a time, and its warps: 32 bytes a thread in bfloat16. Measured on an H200 inside the
+# step of Qwen3-4B: one warp is best for rows of 2560 and 4096, four for 9728.
+_SHORT_BLOCK, _LONG_BLOCK = (512, 1), (2048, 4)
+_LONG_ROW = 8192
 
 
 @gemv.register_fake
