@@ -152,7 +152,7 @@ def select(
         bool,
         typer.Option(
             "--compile/--no-compile",
-            help="Fuse what lies between the attentions: half a minute first, which long selections on a GPU win back.",
+            help="Fuse what lies between the attentions, which takes half a minute: for long selections on a GPU.",
         ),
     ] = False,
     output_folder: Annotated[

@@ -34,8 +34,8 @@ class SelectSettings:
         tasks: retrieval tasks of `swaa.tasks` that the choice is measured on, on their split "test".
         test_samples: held-out samples of each task; 0: none.
         batch_size: samples a pass.
-        compiled: compile what the decoder layers do beside attention: half a minute first, which long selections on a
-            GPU win back.
+        compiled: compile what the decoder layers do beside attention, which takes half a minute: for long selections on
+            a GPU.
 
     Raises:
         ValueError: a value is wrong; the message names it and the fix.
