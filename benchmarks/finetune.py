@@ -1,7 +1,7 @@
 """Fine-tuning of the default model for two cases, on generated and self-distilled data, and what comes of it.
 
     python benchmarks/finetune.py data                                     # what it trains on; then, on a GPU,
-    python benchmarks/finetune.py distill                                  # the model's own answers
+    python benchmarks/finetune.py distill                                  # its own answers (or those kept here)
     python benchmarks/finetune.py train a-kl --case a --loss kl            # and others, as processes side by side
     python benchmarks/finetune.py evaluate original a-kl                   # before and after
     python benchmarks/finetune.py collect original a-kl b-kl               # write benchmarks/finetune.csv, .json, .png
@@ -32,6 +32,8 @@ from swaa.results import append_lines, command_line, environment, read_lines, re
 from swaa.tasks import TASKS
 
 HERE = Path(__file__).parent
+# What `distill` gave on one H200 (finetune/distill.json has the command): its step may be left out.
+ANSWERS = HERE / "finetune" / "answers.parquet"
 ORIGINAL = "original"
 WINDOW = 256
 CASES = {"a": {"fa_decode": True}, "b": {"full_layers": [7, 18, 20, 23], "dense_tail": 64}}
@@ -74,7 +76,8 @@ def train(options):
         if part == "broad":
             from swaa.train import read_data
 
-            answers = read_data(options.folder / "distilled" / "answers.parquet")
+            own = options.folder / "distilled" / "answers.parquet"
+            answers = read_data(own if own.exists() else ANSWERS)
             rows += [{"prompt": row["prompt"], "answer": row["answer"]} for row in answers]
         else:
             rows += read_lines(options.folder / f"{part}.jsonl")
