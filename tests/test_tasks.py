@@ -9,7 +9,7 @@ from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, proce
 from transformers import PreTrainedTokenizerFast
 
 from swaa.prose import haystack, place, prose, sentence_ends
-from swaa.tasks import TASKS, Needle, Perplexity, Sample, correct_text
+from swaa.tasks import TASKS, Needle, Perplexity, Sample, correct_text, needle
 from swaa.tasks.base import continuation_ids, encode, leading_ids, user_turn
 
 NEEDLES = [name for name in TASKS if TASKS[name].kind == "retrieval"]
@@ -202,6 +202,14 @@ def test_perplexity_prompts_have_exactly_the_asked_length(request, short_books, 
     samples = Perplexity().samples(request.getfixturevalue(name), length=301, count=4, seed=1)
     assert [len(sample.prompt_ids) for sample in samples] == [301] * 4
     assert all(type(token) is int for token in samples[0].prompt_ids)
+
+
+def test_how_much_text_is_encoded_changes_no_sample(any_tokenizer, monkeypatch):
+    """A word cut in two at the end of what is encoded must not reach the prompt."""
+    request = {"length": 300, "count": 4, "seed": 0}
+    found = [TASKS[task].samples(any_tokenizer, **request) for task in ("needle-multikey", "needle-noise")]
+    monkeypatch.setattr(needle, "_USUAL_CHARS", 1000)
+    assert found == [TASKS[task].samples(any_tokenizer, **request) for task in ("needle-multikey", "needle-noise")]
 
 
 @pytest.mark.parametrize("name", MADE_HERE)
