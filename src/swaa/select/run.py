@@ -3,7 +3,7 @@
 import json
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -197,7 +197,17 @@ def select(
     checks = sum(len(x.samples) for x in held_out.scorers.values()) * (len(planned) + 2)
     work = [SELECTORS[method].planned(len(units), budget) * len(samples) for method, budget in planned]
     meter.total = sum(work) + checks
-    rows = _references(scorer, held_out, base, Problem(scorer, base, settings.unit).full_layers(units))
+    configs = [SWAAConfig(), base]
+    full = Problem(scorer, base, settings.unit).full_layers(units)
+    rows = [
+        {"method": text, "full_layers": layers} | _row(Choice((), {}), score)
+        for text, layers, score in zip(
+            ("full attention", "no full layer"),
+            (full, 0),
+            scorer.score(configs, text="full attention, and no full layer"),
+            strict=True,
+        )
+    ]
     plans: dict[str, LayerPlan] = {}
     for (method, budget), passes in zip(planned, work, strict=True):
         before = meter.done
@@ -206,11 +216,11 @@ def select(
         config = problem.with_full(choice.chosen)
         (calibrated,) = scorer.score([config])
         meter.done = before + passes  # what was planned is an estimate
-        (measured,) = held_out.measure([config], f"{method}, {budget} full: held-out samples")
         row: dict[str, Any] = {"method": method, "full_layers": problem.full_layers(choice.chosen)}
-        rows.append(row | _row(choice, calibrated, measured))
+        rows.append(row | _row(choice, calibrated))
+        configs.append(config)
         name_of_plan = f"{method}-{budget}" if settings.unit == "layers" else f"{method}-heads-{budget}"
-        plans[name_of_plan] = plan = LayerPlan(
+        plans[name_of_plan] = LayerPlan(
             config=config,
             layers=config.full_layer_numbers(model.config.get_text_config().num_hidden_layers),
             scores=choice.scores,
@@ -224,42 +234,34 @@ def select(
                 "full_layers": row["full_layers"],
                 "calibration_nll": calibrated.nll,
                 "calibration_accuracy": calibrated.accuracy,
-                **measured,
             },
             passes=choice.passes,
             seconds=round(choice.seconds, 1),
             unit=settings.unit,
             shape=model_shape(model.config),
         )
-        plan.save(folder / f"{name_of_plan}.json")
         # With every plan, so that a run that is cut short leaves what it has.
-        _write_curve(folder, rows)
+        plans[name_of_plan].save(folder / f"{name_of_plan}.json")
+        write_csv(folder / "curve.csv", rows)
+    # All choices at once: they share their low layers.
+    measured = held_out.measure(configs, "held-out samples")
+    reference = measured[0].get("accuracy")
+    for row, found in zip(rows, measured, strict=True):
+        row |= found
+        if reference is not None:
+            row["accuracy_ratio"] = row["accuracy"] / reference if reference else None
+    write_csv(folder / "curve.csv", rows)
+    for (name_of_plan, plan), found in zip(plans.items(), measured[2:], strict=True):
+        plans[name_of_plan] = replace(plan, measured=plan.measured | found)
+        plans[name_of_plan].save(folder / f"{name_of_plan}.json")
     return Selection(plans, rows)
 
 
-def _write_curve(folder: Path, rows: list[dict[str, Any]]) -> None:
-    full = rows[0].get("accuracy")
-    for row in rows:
-        if full is not None:
-            row["accuracy_ratio"] = row["accuracy"] / full if full else None
-    write_csv(folder / "curve.csv", rows)
-
-
-def _references(scorer: Scorer, held_out: HeldOut, base: SWAAConfig, layers: float) -> list[dict[str, Any]]:
-    """Return the rows of full attention and of no full layer."""
-    configs = [SWAAConfig(), base]
-    scores = scorer.score(configs, text="full attention, and no full layer")
-    measured = held_out.measure(configs, "full attention, and no full layer")
-    names, counts, none = ("full attention", "no full layer"), (layers, 0), Choice((), {})
-    return [{"method": names[i], "full_layers": counts[i]} | _row(none, scores[i], measured[i]) for i in range(2)]
-
-
-def _row(choice: Choice, calibrated: Score, measured: dict[str, Any]) -> dict[str, Any]:
+def _row(choice: Choice, calibrated: Score) -> dict[str, Any]:
     return {
         "layers": " ".join(map(unit_name, choice.chosen)),
         "calibration_nll": calibrated.nll,
         "calibration_accuracy": calibrated.accuracy,
-        **measured,
         "passes": choice.passes,
         "seconds": round(choice.seconds, 1),
     }
