@@ -522,6 +522,16 @@ def test_a_text_that_merges_with_the_one_before_is_encoded_alone(tokenizer):
     assert continuation_ids(tokenizer, "t", "he") == encode(tokenizer, "he")
 
 
+@pytest.mark.parametrize("text", [" the", "he", "\n\nthe end", "<|im_end|>\n"])
+@pytest.mark.parametrize("before", ["plain words t", "<|im_start|>user\nwords<|im_end|>\n<|im_start|>assistant\n t"])
+def test_what_stands_before_the_last_special_token_does_not_count(tokenizer, before, text):
+    marked = copy.deepcopy(tokenizer)
+    marked.add_special_tokens({"additional_special_tokens": ["<|im_start|>", "<|im_end|>"]})
+    head, whole = encode(marked, before), encode(marked, before + text)
+    expected = whole[len(head) :] if whole[: len(head)] == head else encode(marked, text)
+    assert continuation_ids(marked, before, text) == expected
+
+
 def test_the_registry_describes_each_task_in_a_line():
     lines = [TASKS[name].describe for name in TASKS]
     assert MADE_HERE[:4] == ["needle", "needle-multikey", "needle-noise", "perplexity"]

@@ -165,6 +165,17 @@ def test_long_samples_are_left_out_and_never_cut():
         make_examples(rows, tiny_tokenizer(), max_length=3)
 
 
+def test_rows_are_encoded_together_as_they_are_alone(monkeypatch):
+    monkeypatch.setattr("swaa.train.data._TOGETHER", 3)
+    made = tiny_tokenizer()
+    rows = [{"prompt": "a" * n, "answer": "b" * n} for n in range(1, 5)]
+    rows += [{"text": "some plain text"}, *({"prompt": f"{n} ", "answer": "is"} for n in range(4))]
+    together, _ = make_examples(rows, made)
+    assert together == [example for row in rows for example in make_examples([row], made)[0]]
+    with pytest.raises(ValueError, match="row 5: `messages` need a chat template"):
+        make_examples([*rows[:4], {"messages": CONVERSATIONS[0]}], made)
+
+
 def test_files(tmp_path):
     rows = [{"prompt": "1", "answer": "2"}, {"prompt": "3", "answer": "4", "source": "x"}]
     lines = tmp_path / "rows.jsonl"

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from peft import LoraConfig, get_peft_model
 from torch.nn.functional import cross_entropy, kl_div
 from torch.nn.functional import log_softmax as logs
 
@@ -21,9 +22,9 @@ MIXED = LAYOUTS | {"text": [[TEXT]], "text, packed with others": [[TEXT, ONE, Te
 FAMILIES = ["llama", "gemma2", "granite", "cohere2", "qwen3_moe"]
 
 
-def adapted(config, family="llama", **changes):
+def adapted(config, family="llama", add=lambda model: add_lora(model, Lora(rank=4)), **changes):
     """A model with an adapter that changes something, ready to train."""
-    model = add_lora(swaa.adapt(tiny_model(family, **changes), config), Lora(rank=4)).train()
+    model = add(swaa.adapt(tiny_model(family, **changes), config)).train()
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
@@ -126,6 +127,21 @@ def test_gradients_are_those_under_explicit_masks(monkeypatch, objective, checkp
             expected[name] = expected.get(name, 0) + parameter.grad
     for name, parameter in model.named_parameters():
         torch.testing.assert_close(parameter.grad, expected[name], atol=2e-4, rtol=2e-4)
+
+
+@torch.no_grad()
+def test_the_teachers_head_is_the_original_one():
+    # Under a window that nothing slides out of, an adapter of the head is all that tells the two apart.
+    config = swaa.SWAAConfig(window=64, fa_decode=True)
+    model = adapted(config, add=lambda model: get_peft_model(model, LoraConfig(r=4, target_modules=["lm_head"])))
+    found = model(**collate([[ONE]], config), objective=KL)["kl"]
+    trained = ONE.labels()[0, 1:] != NO_LABEL
+    logits = model(ONE.ids, use_cache=False).logits[0, :-1][trained]
+    with model.disable_adapter():
+        aim = model(ONE.ids, use_cache=False).logits[0, :-1][trained]
+    assert found.mean() > 1e-4
+    expected = kl_div(logs(logits, -1), logs(aim, -1), reduction="none", log_target=True).sum(-1)
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-4)
 
 
 def test_adapters_are_what_they_were_after_the_teacher():

@@ -1,6 +1,7 @@
 """What every task shares: the sample, the task protocol, tokenising in pieces, and reading generated text."""
 
 import re
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol, get_args
@@ -112,6 +113,11 @@ def encode(tokenizer: Any, text: str) -> list[int]:
     return list(tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
 
 
+def encode_all(tokenizer: Any, texts: Sequence[str]) -> list[list[int]]:
+    """Return what `encode` returns for each text, in one call."""
+    return [list(ids) for ids in tokenizer(list(texts), add_special_tokens=False, verbose=False)["input_ids"]]
+
+
 def leading_ids(tokenizer: Any) -> list[int]:
     """Return the special tokens that the tokenizer puts before a text by itself (a BOS token, mostly none)."""
     plain = encode(tokenizer, "a")
@@ -177,6 +183,11 @@ def continuation_ids(tokenizer: Any, before: str, text: str) -> list[int]:
 
     Where the tokenizer would merge across the joint there is no such thing, and `text` is encoded on its own.
     """
+    if not getattr(tokenizer, "split_special_tokens", False):
+        # Special tokens part a text before anything is merged, so that nothing before the last one counts: in a chat
+        # template that leaves a few words of a long prompt.
+        last = max((before.rfind(mark) for mark in tokenizer.all_special_tokens), default=0)
+        before = before[max(last, 0) :]
     head, whole = encode(tokenizer, before), encode(tokenizer, before + text)
     return whole[len(head) :] if whole[: len(head)] == head else encode(tokenizer, text)
 

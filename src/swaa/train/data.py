@@ -1,17 +1,21 @@
 """Training data: conversations or prompts with answers, as token ids with a flag for each token that is trained."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from swaa.tasks.base import continuation_ids, encode, leading_ids
+from swaa.tasks.base import continuation_ids, encode_all, leading_ids
 from swaa.tasks.datafile import NoRowsError, read_rows
 from swaa.train.chat import ChatMarks, Piece
 
 # Lies beside the answers that `swaa distill` keeps.
 REJECTED = "rejected.parquet"
 _ROLES = ("system", "user", "assistant")
+# Rows that are encoded in one call.
+_TOGETHER = 256
 
 
 @dataclass(frozen=True)
@@ -92,21 +96,41 @@ def make_examples(
     marks = ChatMarks(tokenizer) if getattr(tokenizer, "chat_template", None) else None
     examples: list[Example] = []
     too_long: list[int] = []
-    for number, row in enumerate(rows, start=1):
-        try:
-            if _kind(row) == "text":
-                examples += _prose(row["text"], tokenizer, max_length)
-                continue
-            example = _example(row, tokenizer, marks)
-        except ValueError as error:
-            raise ValueError(f"row {number}: {error}") from error
-        if max_length is None or len(example.ids) <= max_length:
-            examples.append(example)
-        else:
-            too_long.append(len(example.ids))
+    for start in range(0, len(rows), _TOGETHER):
+        for example in _some_examples(rows[start : start + _TOGETHER], start + 1, tokenizer, marks, max_length):
+            if max_length is None or len(example.ids) <= max_length:
+                examples.append(example)
+            else:
+                too_long.append(len(example.ids))
     if not examples:
         raise ValueError(f"no sample fits in max_length={max_length}: the shortest has {min(too_long)} tokens")
     return examples, len(too_long)
+
+
+def _some_examples(
+    rows: Sequence[dict[str, Any]], number: int, tokenizer: Any, marks: ChatMarks | None, max_length: int | None
+) -> Iterator[Example]:
+    """Tokenise rows, the first of which has this number in the data."""
+    pieces: list[list[Piece]] = []
+    for row in rows:
+        with _named_row(number + len(pieces)):
+            pieces.append([Piece(row["text"], True)] if _kind(row) == "text" else _pieces(row, marks))
+    # The prompts, which are long: in one call, for which tokenizers have threads.
+    firsts = encode_all(tokenizer, [of_row[0].text for of_row in pieces])
+    for index, (row, of_row, first) in enumerate(zip(rows, pieces, firsts, strict=True)):
+        with _named_row(number + index):
+            if _kind(row) == "text":
+                yield from _prose(first, tokenizer, max_length)
+            else:
+                yield _example(of_row, first, tokenizer, marks)
+
+
+@contextmanager
+def _named_row(number: int) -> Iterator[None]:
+    try:
+        yield
+    except ValueError as error:
+        raise ValueError(f"row {number}: {error}") from error
 
 
 def pack(examples: Iterable[Example], length: int) -> list[list[Example]]:
@@ -169,8 +193,8 @@ def _check(row: dict[str, Any]) -> None:
             )
 
 
-def _prose(text: str, tokenizer: Any, max_length: int | None) -> list[Example]:
-    ids = [*leading_ids(tokenizer), *encode(tokenizer, text)]
+def _prose(ids: list[int], tokenizer: Any, max_length: int | None) -> list[Example]:
+    ids = [*leading_ids(tokenizer), *ids]
     size = max_length or len(ids)
     # What is left may be a single token, which nothing predicts.
     pieces = [piece for start in range(0, len(ids), size) if len(piece := ids[start : start + size]) > 1]
@@ -179,24 +203,24 @@ def _prose(text: str, tokenizer: Any, max_length: int | None) -> list[Example]:
     return [Example(tuple(piece), (False, *[True] * (len(piece) - 1)), prose=True) for piece in pieces]
 
 
-def _example(row: dict[str, Any], tokenizer: Any, marks: ChatMarks | None) -> Example:
+def _pieces(row: dict[str, Any], marks: ChatMarks | None) -> list[Piece]:
     if marks is None:
         if row.get("messages") is not None:
             raise ValueError("`messages` need a chat template and the tokenizer has none: use `prompt` and `answer`")
-        pieces = [Piece(row["prompt"], False), Piece(row["answer"], True)]
-    else:
-        pieces = marks.pieces(
-            row.get("messages")
-            or [{"role": "user", "content": row["prompt"]}, {"role": "assistant", "content": row["answer"]}]
-        )
-    ids: list[int] = [] if marks else leading_ids(tokenizer)
-    answer = [False] * len(ids)
-    before = ""
-    for piece in pieces:
-        new = continuation_ids(tokenizer, before, piece.text) if before else encode(tokenizer, piece.text)
+        return [Piece(row["prompt"], False), Piece(row["answer"], True)]
+    return marks.pieces(
+        row.get("messages")
+        or [{"role": "user", "content": row["prompt"]}, {"role": "assistant", "content": row["answer"]}]
+    )
+
+
+def _example(pieces: list[Piece], first: list[int], tokenizer: Any, marks: ChatMarks | None) -> Example:
+    ids = [*([] if marks else leading_ids(tokenizer)), *first]
+    answer = [False] * (len(ids) - len(first)) + [pieces[0].said] * len(first)
+    for before, piece in pairwise(pieces):
+        new = continuation_ids(tokenizer, before.text, piece.text)
         ids += new
         answer += [piece.said] * len(new)
-        before = piece.text
     if marks is None and tokenizer.eos_token_id is not None:
         ids.append(tokenizer.eos_token_id)
         answer.append(True)

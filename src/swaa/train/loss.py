@@ -7,7 +7,7 @@ picked before the LM head, and the head runs over a few of them at a time, again
 import inspect
 import types
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -129,7 +129,11 @@ def _token_losses(base: Any, objective: Objective, *, labels: Tensor, **kwargs: 
         nll = cross_entropy(logits if objective.sft else logits.detach(), gold, reduction="none")
         if teacher is None:
             return (nll,)
-        with torch.no_grad(), adapters_off(base):
+        with torch.no_grad(), ExitStack() as stack:
+            # Only what lies outside of the decoder takes part, and the decoder's many modules take long to go through.
+            for child in base.children():
+                if child is not backbone:
+                    stack.enter_context(adapters_off(child))
             aim = (head(teacher).float() / objective.temperature).log_softmax(-1)
         found = (logits / objective.temperature).log_softmax(-1)
         kl = kl_div(found, aim, reduction="none", log_target=True).sum(-1)
