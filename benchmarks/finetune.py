@@ -5,6 +5,7 @@
     python benchmarks/finetune.py train a-kl --case a --loss kl            # and others, as processes side by side
     python benchmarks/finetune.py evaluate original a-kl                   # before and after
     python benchmarks/finetune.py collect original a-kl b-kl               # write benchmarks/finetune.csv, .json, .png
+    python benchmarks/finetune.py ship a-kl smollm2-fa-decode              # put it into adapters/, in bfloat16
 
 Case a: no full layer, FA decode. Case b: layers 7, 18, 20 and 23 full, a dense tail of 64, no FA decode, so that 26 of
 30 layers release their KV. A step that was killed goes on when its command is repeated; `--folder` holds everything.
@@ -18,22 +19,25 @@ import functools
 import json
 import math
 import random
+import shutil
 import subprocess
 import sys
 import time
 from pathlib import Path
 
 from finetune_data import MAKERS, make
+from safetensors.torch import load_file, save_file
 
 import swaa
 from swaa.evaluate import accuracy_interval, perplexity, score_answers
 from swaa.models import load_model, quiet_transformers
-from swaa.results import append_lines, command_line, environment, read_lines, replace_lines, write_csv, write_json
+from swaa.results import append_lines, command_line, read_lines, replace_lines, write_csv, write_json
 from swaa.tasks import TASKS
 
 HERE = Path(__file__).parent
 # What `distill` gave on one H200 (finetune/distill.json has the command): its step may be left out.
 ANSWERS = HERE / "finetune" / "answers.parquet"
+SHIPPED = HERE.parent / "adapters"
 ORIGINAL = "original"
 WINDOW = 256
 CASES = {"a": {"fa_decode": True}, "b": {"full_layers": [7, 18, 20, 23], "dense_tail": 64}}
@@ -193,15 +197,28 @@ def collect(options):
             row["aim"] = "" if length not in AIMS else "met" if row["ratio"] >= AIMS[length] else "missed"
         table.append(row)
     write_csv(HERE / "finetune.csv", table)
-    facts = {"command": command_line(), "environment": environment(), "trained": trained}
-    write_json(HERE / "finetune.json", facts)
+    write_json(HERE / "finetune.json", {"command": command_line(), "trained": trained})
     plot(table)
+
+
+def ship(options):
+    """Keep a trained adapter in adapters/, in the precision that its training computed in."""
+    there, folder = options.folder / options.name / "adapter", SHIPPED / options.to
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in ("adapter_config.json", "swaa_config.json", "train.json"):
+        shutil.copy(there / name, folder)
+    weights = load_file(there / "adapter_model.safetensors")
+    halved = {name: tensor.bfloat16().contiguous() for name, tensor in weights.items()}
+    save_file(halved, folder / "adapter_model.safetensors", metadata={"format": "pt"})
+    print(f"{folder}: {(folder / 'adapter_model.safetensors').stat().st_size / 1e6:.1f} MB")
 
 
 def plot(table):
     from matplotlib.figure import Figure
 
     series = list(dict.fromkeys((row["name"], row["attention"]) for row in table))
+    kinds = dict.fromkeys(attention if name == ORIGINAL else name for name, attention in series)
+    colors = {kind: f"C{number}" for number, kind in enumerate(kind for kind in kinds if kind != "full")}
     figure = Figure((15, 4.5), layout="constrained")
     axes = figure.subplots(1, 3)
     for axis, task in zip(axes, (*ACCURACY_TASKS, "perplexity"), strict=True):
@@ -210,9 +227,12 @@ def plot(table):
             rows.sort(key=lambda row: row["length"])
             values = [row["perplexity" if task == "perplexity" else "accuracy"] for row in rows]
             style = "--" if attention == "full" else ":" if name == ORIGINAL else "-"
-            color = {"color": "black"} if (name, attention) == (ORIGINAL, "full") else {}
+            # A trained model has one colour, under its own attention and under full attention.
+            color = (
+                "black" if (name, attention) == (ORIGINAL, "full") else colors[attention if name == ORIGINAL else name]
+            )
             lengths = [row["length"] for row in rows]
-            axis.plot(lengths, values, style, marker="o", label=f"{name}: {attention}", **color)
+            axis.plot(lengths, values, style, marker="o", label=f"{name}: {attention}", color=color)
         axis.set(title=task, xlabel="tokens", xticks=sorted({row["length"] for row in table}))
         axis.spines[["top", "right"]].set_visible(False)
         if task != "perplexity":
@@ -267,6 +287,9 @@ def main():
     add("--seed", type=int, default=0)
     add = step(collect)
     add("names", nargs="+", help="what to write down")
+    add = step(ship)
+    add("name", help="of the result")
+    add("to", help="what it is called in adapters/")
     options = parser.parse_args()
     options.folder.mkdir(parents=True, exist_ok=True)
     options.action(options)

@@ -10,6 +10,6 @@ bench 80 decode -n 32k --batches 8 -r sinks,sinks-odd --caches static --new-toke
 bench 45 decode -n 32k --batches 1 -r sinks --caches dynamic --new-tokens 24
 bench 60 attention -n 128k --passes forward
 bench 60 attention -n 32k --passes forward+backward -i triton,flex,flex-on-triton,flex-as-it-comes,flash-attn-4-full
-bench 80 prefill -n 128k -r sinks --repeats 2 --baselines 'no attention'
+bench 110 prefill -n 128k -r sinks --repeats 3 --baselines 'no attention'
 bench 60 prefill -n 128k -r full --no-compile --repeats 1 --baselines ''
 bench 60 memory -n 4k,32k,128k -r sinks,full
