@@ -48,6 +48,9 @@ def collect(results: Path) -> None:
         with (folder / "curve.csv").open() as file:
             # Full attention, and no full layer. A later run with fewer methods leaves the other plans where they are.
             rows = [_measures(row) for row in list(csv.DictReader(file))[:2]]
+        if "accuracy" not in rows[0]:
+            print(f"{cell}: held-out samples are not measured yet, left out")
+            continue
         found = [LayerPlan.load(path) for path in sorted(folder.glob("*-*.json"))]
         order = {name: place for place, name in enumerate(SELECTORS)}
         found.sort(key=lambda plan: (plan.budget, order[plan.method]))
@@ -110,7 +113,7 @@ def _aims(preferred: Mapping[tuple[str, int], LayerPlan], table: Sequence[dict[s
 def _overview(table: Sequence[dict[str, Any]]) -> None:
     """Plot the share of full attention's accuracy that the preferred plan of each budget keeps, a line a recipe."""
     lines: dict[str, dict[str, dict[float, float]]] = {}
-    for row in table:
+    for row in sorted(table, key=lambda row: list(LENGTHS).index(row["cell"].split("-")[0])):
         if row["method"] != FULL:
             length, mode = row["cell"].split("-", 1)
             lines.setdefault(length, {}).setdefault(mode, {})[row["full_layers"]] = row["accuracy_ratio"]

@@ -221,12 +221,15 @@ def test_the_arithmetic_counts_one_row_of_logits_and_no_embedding():
 
 
 def test_prefill_rows(monkeypatch):
-    monkeypatch.setattr(prefill, "compile_layers", lambda model: swaa.compile_layers(model, backend="eager"))
+    # Tracing takes long, and is tested by itself.
+    compiled = []
+    monkeypatch.setattr(prefill, "compile_layers", compiled.append)
     recipes = tuple(choose_recipes(["sinks", "full"], window=8, sinks=2))
     settings = prefill.Settings(recipes, (24, 48))
     model, plain = tiny(), tiny()
     rows = list(prefill.rows(model, settings, FLOORS, ONCE, lambda name: None))
     assert settings.count == len(rows) == 2 * 2 * 3 + 2
+    assert compiled == [model] * 3
     assert [row["note"] for row in rows if row.get("note")] == []
     for row in rows:
         assert row["ratio"] == pytest.approx(row["seconds"] / row["floor_s"])

@@ -2,9 +2,11 @@
 
 import copy
 from itertools import product
+from types import SimpleNamespace
 
 import pytest
 import torch
+from optimum.quanto.library.extensions import get_extension
 from transformers import AutoConfig, AutoModelForCausalLM, DynamicCache, QuantizedCache, StaticCache
 
 import swaa
@@ -311,7 +313,12 @@ def test_past_the_trained_positions_generation_warns():
         model.generate(IDS, max_new_tokens=10, do_sample=False)
 
 
-def test_quantised_caches_work_and_keep_everything():
+def test_quantised_caches_work_and_keep_everything(monkeypatch):
+    # quanto would build this in C++ on its first use, which takes a minute.
+    def unpack(packed, bits):
+        return torch.cat([(packed >> shift) & (2**bits - 1) for shift in range(0, 8, bits)])
+
+    monkeypatch.setattr(get_extension("quanto_cpp"), "_lib", SimpleNamespace(unpack=unpack))
     config = swaa.SWAAConfig(window=7, sinks=3)
     model = swaa.adapt(tiny_model(head_dim=64), config)
 

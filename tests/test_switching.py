@@ -10,7 +10,7 @@ from swaa.train import Lora, add_lora
 
 CONFIG = swaa.SWAAConfig(window=8, sinks=2, full_layers=[1], fa_decode=[0])
 IDS = torch.randint(3, 101, (2, 30), generator=torch.Generator().manual_seed(7))
-OPTIONS = {"do_sample": False, "max_new_tokens": 12, "return_dict_in_generate": True, "output_logits": True}
+OPTIONS = {"do_sample": False, "max_new_tokens": 6, "return_dict_in_generate": True, "output_logits": True}
 
 
 def with_adapter(**options):
@@ -39,7 +39,7 @@ def test_short_prompts_are_answered_by_the_original_model(cache):
     for length in (3, 8, 9, 30):
         ids = IDS[:, :length]
         found, before, adapted = (x.generate(ids, **options) for x in (model, original(), always))
-        assert found.sequences.shape[1] == length + 12
+        assert found.sequences.shape[1] == length + 6
         expected, other = (before, adapted) if length <= 8 else (adapted, before)
         if options["output_logits"]:
             assert same(found, expected)
