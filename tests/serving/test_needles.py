@@ -10,7 +10,6 @@ from swaa.tasks.needle import Needle
 
 LENGTH, SAMPLES = 1024, 3
 RECIPES = {
-    "full": (swaa.SWAAConfig(), range(2, 4)),
     "naive": (swaa.SWAAConfig(window=128), range(1)),
     "sinks, FA decode, tail": (swaa.SWAAConfig(window=128, sinks=10, fa_decode=True, dense_tail=32), range(2, 4)),
 }
