@@ -228,9 +228,7 @@ def plot(table):
             values = [row["perplexity" if task == "perplexity" else "accuracy"] for row in rows]
             style = "--" if attention == "full" else ":" if name == ORIGINAL else "-"
             # A trained model has one colour, under its own attention and under full attention.
-            color = (
-                "black" if (name, attention) == (ORIGINAL, "full") else colors[attention if name == ORIGINAL else name]
-            )
+            color = colors.get(attention if name == ORIGINAL else name, "black")
             lengths = [row["length"] for row in rows]
             axis.plot(lengths, values, style, marker="o", label=f"{name}: {attention}", color=color)
         axis.set(title=task, xlabel="tokens", xticks=sorted({row["length"] for row in table}))

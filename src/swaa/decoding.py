@@ -100,7 +100,7 @@ def decode(
     if not generation_config.return_dict_in_generate:
         return input_ids
     return GenerateDecoderOnlyOutput(
-        sequences=input_ids,  # type: ignore[arg-type]
+        sequences=input_ids,  # type: ignore[arg-type]  # annotated as a LongTensor, which no int64 tensor is
         scores=tuple(scores) if generation_config.output_scores else None,
         logits=tuple(raw) if generation_config.output_logits else None,
         **{CACHE: cache},

@@ -175,7 +175,8 @@ def _load_with_adapter(path: Path, base: str, **options: Any) -> tuple[Any, Any]
     model, tokenizer = load_model(base, **options)
     if (path / "tokenizer_config.json").is_file():
         tokenizer = AutoTokenizer.from_pretrained(path)
-    return add_adapter(model, path), tokenizer
+    with quiet_transformers():
+        return add_adapter(model, path), tokenizer
 
 
 def _load_from_hub(name: str | Path, options: dict[str, Any], revision: str | None) -> Any:

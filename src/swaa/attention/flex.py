@@ -211,14 +211,12 @@ def _matrix(
     owner, block = owner[order], lists.block[chosen][order]
     counts = torch.bincount(owner, minlength=batch * tiles)
     place = torch.arange(len(owner)) - (counts.cumsum(0) - counts)[owner]
-    # FlexAttention wants the full width, which only matters beyond a million tokens. So it is filled where it lies: the
-    # first layer waits for it, and what has to travel is a list of the visible blocks alone.
-    indices = torch.zeros(batch * tiles, blocks, dtype=torch.int32, device=device)
-    owner, place, block = torch.stack([owner, place, block]).to(device, non_blocking=True)
+    # FlexAttention wants the full width, which only matters beyond a million tokens.
+    indices = torch.zeros(batch * tiles, blocks, dtype=torch.int32)
     indices[owner, place] = block.int()
     return (
         counts.int().reshape(batch, 1, tiles).to(device, non_blocking=True),
-        indices.reshape(batch, 1, tiles, blocks),
+        indices.reshape(batch, 1, tiles, blocks).to(device, non_blocking=True),
     )
 
 

@@ -96,7 +96,7 @@ class HeadsLayer(CacheLayerMixin):
             self.sliding.record_past = value
 
     @property
-    def is_croppable(self) -> bool:  # type: ignore[override]
+    def is_croppable(self) -> bool:  # type: ignore[override]  # a constant of its class in transformers
         """Whether `crop` can take drafts back."""
         return self.sliding.is_croppable
 

@@ -212,7 +212,7 @@ def select(
         raise ValueError("--max-flops and --max-kv limit a policy search: add --method policy, or use --budget")
     if recipe is None and window is None:
         flags["window"] = max(length // 8, 1)
-    chosen = resolve_recipe(recipe or _RECIPE, **flags)  # type: ignore[arg-type]
+    chosen = resolve_recipe(recipe or _RECIPE, **flags)  # type: ignore[arg-type]  # of many types
     settings = SelectSettings(
         methods=("nll",) if searching else methods,
         budgets=_budgets(budget),

@@ -88,8 +88,8 @@ class _Watch:
         rows = min(self.queries, query.shape[2])
         last = build_geometry(batch=1, past=geometry.columns - rows, rows=rows)
         causal, near = (oracle_mask(last, rule).to(query.device) for rule in (LayerRule(), self.rule))
-        options = {name: kwargs.get(name) for name in ("scaling", "softcap", "s_aux")}
-        _, weights = masked_softmax_attention(query[:, :, -rows:], key, value, causal[:, None], **options)  # type: ignore[arg-type]
+        options: dict[str, Any] = {name: kwargs.get(name) for name in ("scaling", "softcap", "s_aux")}
+        _, weights = masked_softmax_attention(query[:, :, -rows:], key, value, causal[:, None], **options)
         weights = weights.float()
         ratios = (weights * near[:, None]).sum(-1) / weights.sum(-1)
         self.masses.append(ratios.unflatten(1, (key.shape[1], -1)).mean((0, 2, 3)))

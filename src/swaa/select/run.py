@@ -199,14 +199,11 @@ def select(
     meter.total = sum(work) + checks
     configs = [SWAAConfig(), base]
     full = Problem(scorer, base, settings.unit).full_layers(units)
+    references = {"full attention": full, "no full layer": 0}
+    scores = scorer.score(configs, text=", ".join(references))
     rows = [
-        {"method": text, "full_layers": layers} | _row(Choice((), {}), score)
-        for text, layers, score in zip(
-            ("full attention", "no full layer"),
-            (full, 0),
-            scorer.score(configs, text="full attention, and no full layer"),
-            strict=True,
-        )
+        {"method": text, "full_layers": count} | _row(Choice((), {}), score)
+        for (text, count), score in zip(references.items(), scores, strict=True)
     ]
     plans: dict[str, LayerPlan] = {}
     for (method, budget), passes in zip(planned, work, strict=True):
@@ -240,9 +237,9 @@ def select(
             unit=settings.unit,
             shape=model_shape(model.config),
         )
-        # With every plan, so that a run that is cut short leaves what it has.
-        plans[name_of_plan].save(folder / f"{name_of_plan}.json")
-        write_csv(folder / "curve.csv", rows)
+        # At once, so that a run that is cut short leaves what it has; one from before may know its accuracy already.
+        if not (folder / f"{name_of_plan}.json").exists():
+            plans[name_of_plan].save(folder / f"{name_of_plan}.json")
     # All choices at once: they share their low layers.
     measured = held_out.measure(configs, "held-out samples")
     reference = measured[0].get("accuracy")

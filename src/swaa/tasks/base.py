@@ -185,9 +185,10 @@ def continuation_ids(tokenizer: Any, before: str, text: str) -> list[int]:
     """
     if not getattr(tokenizer, "split_special_tokens", False):
         # Special tokens part a text before anything is merged, so that nothing before the last one counts: in a chat
-        # template that leaves a few words of a long prompt.
-        last = max((before.rfind(mark) for mark in tokenizer.all_special_tokens), default=0)
-        before = before[max(last, 0) :]
+        # template that leaves a few words of a long prompt. (Those that parts of words may look like are left alone.)
+        known = tokenizer.added_tokens_decoder.values()
+        marks = [mark.content for mark in known if mark.special and not mark.normalized and not mark.single_word]
+        before = before[max([0, *(before.rfind(mark) for mark in marks)]) :]
     head, whole = encode(tokenizer, before), encode(tokenizer, before + text)
     return whole[len(head) :] if whole[: len(head)] == head else encode(tokenizer, text)
 

@@ -94,8 +94,9 @@ class RulerNeedles(Ruler):
         elif self.hay == "noise":
             hide = _in_lines(lambda: NOISE, needles, f"{stream}/{index}")
         else:
-            line = lambda: self._needle(fresh(self.key_type), fresh(self.value_type))  # noqa: E731
-            hide = _in_lines(line, needles, f"{stream}/{index}")
+            hide = _in_lines(
+                lambda: self._needle(fresh(self.key_type), fresh(self.value_type)), needles, f"{stream}/{index}"
+            )
 
         def said(size: int) -> tuple[str, dict[str, Any]]:
             text = hide(size)

@@ -13,7 +13,8 @@ from swaa.vllm.step import Rules, Step
 class RuleBuilder:
     """Comes before a builder of vLLM's and adds to its metadata `swaa`: by layer name, the rule and its part of a step.
 
-    Layers that need no mask in a step are not in there. What a part is, the backend says by `_part`.
+    Layers that need no mask in a step are not in there. What a part is, the backend says by `_part`. Type checkers
+    do not see the builder that comes after this class, hence the ignored errors at `super()`.
     """
 
     # The most rows of a piece; None: as many as are usual.
@@ -41,6 +42,7 @@ class RuleBuilder:
         return None if pieces is None else self._part(rule, pieces, common)
 
     def _part(self, rule: LayerRule, pieces: Pieces, common: Any) -> Any:
+        """Return what a backend's kernels take of these pieces: each backend's own."""
         raise NotImplementedError
 
 
@@ -69,4 +71,5 @@ class RecordingBuilder(RuleBuilder):
         return super()._find(rule, step, common)
 
     def _single_rows(self, rule: LayerRule, step: Step, common: Any) -> Any:
+        """Return the part of a step of one row a request: each backend's own."""
         raise NotImplementedError
