@@ -21,7 +21,11 @@ ADAPTATIONS = {
 def exact(monkeypatch):
     """Products of float32 numbers in float32, in Triton and in PyTorch."""
     monkeypatch.setenv("TRITON_F32_DEFAULT", "ieee")
-    monkeypatch.setattr(torch.backends.cuda.matmul, "allow_tf32", False)
+    before = torch.backends.cuda.matmul.allow_tf32
+    torch.backends.cuda.matmul.allow_tf32 = False
+    yield
+    # Not by `monkeypatch`, which would delete the attribute: this module answers only to `getattr`.
+    torch.backends.cuda.matmul.allow_tf32 = before
 
 
 @pytest.mark.parametrize("graphs", [False, True])

@@ -212,11 +212,13 @@ def _matrix(
     counts = torch.bincount(owner, minlength=batch * tiles)
     place = torch.arange(len(owner)) - (counts.cumsum(0) - counts)[owner]
     # FlexAttention wants the full width, which only matters beyond a million tokens.
-    indices = torch.zeros(batch * tiles, blocks, dtype=torch.int32)
+    # It is made where it is used: over a long prompt most of it is empty, and only the pairs need to travel.
+    indices = torch.zeros(batch * tiles, blocks, dtype=torch.int32, device=device)
+    owner, place, block = torch.stack([owner, place, block]).to(device, non_blocking=True)
     indices[owner, place] = block.int()
     return (
         counts.int().reshape(batch, 1, tiles).to(device, non_blocking=True),
-        indices.reshape(batch, 1, tiles, blocks).to(device, non_blocking=True),
+        indices.reshape(batch, 1, tiles, blocks),
     )
 
 
