@@ -248,6 +248,21 @@ class Stop(Exception):
     pass
 
 
+def test_a_complete_folder_is_not_computed_again(tmp_path, model, tokenizer):
+    wanted = settings(methods=("periodic", "lazy", "gates", "nll"), budgets=(1, 2))
+    whole = selecting.select(model, tokenizer, RECIPE, wanted, tmp_path, name="tiny")
+    before = files(tmp_path)
+
+    def forbidden(*args):
+        raise AssertionError("computed again")
+
+    handle = model.model.layers[0].register_forward_pre_hook(forbidden)
+    again = selecting.select(model, tokenizer, RECIPE, wanted, tmp_path, name="tiny")
+    handle.remove()
+    assert again == whole
+    assert files(tmp_path) == before
+
+
 def test_killed_and_continued(tmp_path, model, tokenizer):
     wanted = settings(methods=("nll", "greedy", "lazy"), budgets=(1, 2))
     whole = selecting.select(model, tokenizer, RECIPE, wanted, tmp_path / "whole", name="tiny")

@@ -209,37 +209,38 @@ def select(
     for (method, budget), passes in zip(planned, work, strict=True):
         before = meter.done
         problem = Problem(scorer, recipe.config, settings.unit)
-        choice = SELECTORS[method].select(problem, budget)
-        config = problem.with_full(choice.chosen)
-        (calibrated,) = scorer.score([config])
-        meter.done = before + passes  # what was planned is an estimate
-        row: dict[str, Any] = {"method": method, "full_layers": problem.full_layers(choice.chosen)}
-        rows.append(row | _row(choice, calibrated))
-        configs.append(config)
         name_of_plan = f"{method}-{budget}" if settings.unit == "layers" else f"{method}-heads-{budget}"
-        plans[name_of_plan] = LayerPlan(
-            config=config,
-            layers=config.full_layer_numbers(model.config.get_text_config().num_hidden_layers),
-            scores=choice.scores,
-            method=method,
-            budget=budget,
-            recipe=recipe.name,
-            calibration=data,
-            model=name,
-            model_revision=revision,
-            measured={
-                "full_layers": row["full_layers"],
-                "calibration_nll": calibrated.nll,
-                "calibration_accuracy": calibrated.accuracy,
-            },
-            passes=choice.passes,
-            seconds=round(choice.seconds, 1),
-            unit=settings.unit,
-            shape=model_shape(model.config),
-        )
-        # At once, so that a run that is cut short leaves what it has; one from before may know its accuracy already.
-        if not (folder / f"{name_of_plan}.json").exists():
-            plans[name_of_plan].save(folder / f"{name_of_plan}.json")
+        file = folder / f"{name_of_plan}.json"
+        if file.exists():
+            # Of a run that was cut short: not every method keeps all that it computes among the scores.
+            plan = LayerPlan.load(file)
+        else:
+            choice = SELECTORS[method].select(problem, budget)
+            config = problem.with_full(choice.chosen)
+            plan = LayerPlan(
+                config=config,
+                layers=config.full_layer_numbers(model.config.get_text_config().num_hidden_layers),
+                scores=choice.scores,
+                method=method,
+                budget=budget,
+                recipe=recipe.name,
+                calibration=data,
+                model=name,
+                model_revision=revision,
+                passes=choice.passes,
+                seconds=round(choice.seconds, 1),
+                unit=settings.unit,
+                shape=model_shape(model.config),
+            )
+        (calibrated,) = scorer.score([plan.config])
+        meter.done = before + passes  # what was planned is an estimate
+        count = problem.full_layers(plan.chosen)
+        row: dict[str, Any] = {"method": method, "full_layers": count}
+        rows.append(row | _row(Choice(plan.chosen, plan.scores, plan.passes, plan.seconds), calibrated))
+        configs.append(plan.config)
+        facts = {"calibration_nll": calibrated.nll, "calibration_accuracy": calibrated.accuracy}
+        plans[name_of_plan] = replace(plan, measured=plan.measured | {"full_layers": count} | facts)
+        plans[name_of_plan].save(file)
     # All choices at once: they share their low layers.
     measured = held_out.measure(configs, "held-out samples")
     reference = measured[0].get("accuracy")
