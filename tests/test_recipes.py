@@ -1,6 +1,7 @@
 """Recipes: the shipped files, files of one's own, and errors that name the fix."""
 
 import json
+from dataclasses import replace
 
 import pytest
 import yaml
@@ -47,8 +48,10 @@ def test_a_shipped_recipe_fits_models_of_any_depth(name, layers):
     rules = config.resolve(layers)
     assert len(rules) == layers
     sliding = LayerRule(config.window, config.sinks, bool(config.fa_decode), config.dense_tail)
-    full = set(config.full_layer_numbers(layers))
-    assert list(rules) == [LayerRule() if layer in full else sliding for layer in range(layers)]
+    full, heads = set(config.full_layer_numbers(layers)), dict(config.full_heads)
+    assert list(rules) == [
+        LayerRule() if layer in full else replace(sliding, full_heads=heads.get(layer, ())) for layer in range(layers)
+    ]
     assert sliding in rules
 
 

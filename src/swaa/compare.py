@@ -29,7 +29,7 @@ DEFAULT_RECIPES = (
     "sinks-fa-decode-tail",
 )
 # The same with layers that `swaa select` chose for the default model.
-DEFAULT_PLAN = "smollm2-4-layers"
+DEFAULT_PLAN = "smollm2-2-layers-tail"
 SCORERS = {"forced": score_answers, "free": generate_answers}
 # What the table compares with full attention, as a ratio.
 MEASURES = ("accuracy", "nll", "perplexity", "prefill_seconds", "kv_bytes")
