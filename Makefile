@@ -34,14 +34,14 @@ docs: $(VENV)/.installed
 
 $(VENV)/.installed: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile --editable '.[dev]'
 	touch $@
 
 .venv-vllm/.installed: tests/serving/requirements.txt pyproject.toml
 	$(PYTHON) -m venv .venv-vllm
-	$(VLLM_BIN)/python -m pip install --quiet --disable-pip-version-check torch==2.13.0
-	$(VLLM_BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -r tests/serving/requirements.txt
-	$(VLLM_BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --editable .
+	$(VLLM_BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile torch==2.13.0
+	$(VLLM_BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile --no-deps -r tests/serving/requirements.txt
+	$(VLLM_BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile --no-deps --editable .
 	touch $@
 
 clean:

@@ -230,6 +230,8 @@ def test_no_token_count(text):
         (SWAAConfig(window=8, sinks=1, backend="eager"), "window 8, 1 sink, backend eager"),
         (SWAAConfig(8, full_layers="odd", fa_decode=True), "window 8, odd layers full, FA decode"),
         (SWAAConfig(8, full_layers="none", dense_tail=3), "window 8, dense tail 3"),
+        (SWAAConfig(8, full_heads={3: [0, 2]}), "window 8, KV heads 3:0,2 full"),
+        (SWAAConfig(8, full_heads={layer: [0] for layer in range(9)}), "window 8, 9 KV heads full"),
         (SWAAConfig(8, 2, [0, 3], [1]), "window 8, 2 sinks, layers 0,3 full, FA decode on layers 1"),
     ],
 )

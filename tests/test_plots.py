@@ -10,6 +10,7 @@ import pytest
 from matplotlib.colors import to_rgba
 from matplotlib.image import imread
 from matplotlib.text import Text
+from transformers import LlamaConfig
 
 from families import tiny_model
 from swaa.config import ConfigError, LayerRule, SWAAConfig
@@ -29,7 +30,7 @@ RECIPES = {
 }
 ACCURACY = [0.97, 0.0, 0.0, 0.05, 0.91, 1.0, 0.42]
 SECONDS = [1.85, 1.29, 1.31, 1.30, 1.60, 1.34, 1.55]
-MODEL = SimpleNamespace(num_hidden_layers=30, model_type="llama")
+MODEL = LlamaConfig(num_hidden_layers=30, hidden_size=576, num_attention_heads=9, num_key_value_heads=3)
 
 
 def rows(bars=True):

@@ -6,6 +6,7 @@ from typing import Any
 
 from swaa.config import SWAAConfig
 
+_MOST_HEADS = 8
 _UNITS = ("", "k", "M", "G", "T", "P", "E")
 
 
@@ -19,12 +20,18 @@ def short_form(config: SWAAConfig) -> str:
         if config.full_layers not in ((), "none"):
             which = config.full_layers
             parts.append(f"{which} layers full" if isinstance(which, str) else f"layers {_join(which)} full")
-        parts += [f"KV heads {head_list(config)} full"] if config.full_heads else []
+        parts += [f"{_heads(config)} full"] if config.full_heads else []
         if config.fa_decode:
             some = isinstance(config.fa_decode, tuple)
             parts.append(f"FA decode on layers {_join(config.fa_decode)}" if some else "FA decode")
         parts += [f"dense tail {config.dense_tail}"] if config.dense_tail else []
     return ", ".join(parts + ([f"backend {config.backend}"] if config.backend != "auto" else []))
+
+
+def _heads(config: SWAAConfig) -> str:
+    """Name the full heads, or count them where they are many."""
+    count = sum(len(heads) for _, heads in config.full_heads)
+    return f"KV heads {head_list(config)}" if count <= _MOST_HEADS else f"{count} KV heads"
 
 
 def head_list(config: SWAAConfig) -> str:
