@@ -33,10 +33,15 @@ from swaa.tasks import TASKS
 
 ORIGINAL, FULL, TIMING = "original", "full", "timing"
 WINDOWS, LENGTHS = (256, 512), (2048, 8000, 4096, 1024)
-PLAN = "smollm2-4-layers"
-# Layers that stay full, as the tables call them; the last two are other offsets than the paper's.
-LAYERS = {"none": "none", "1 in 4": "1/4", "1 in 2": "odd", "4 chosen": PLAN, "1 in 4 from 3": "1/4@3", "even": "even"}
-OFFSETS = ("1 in 4 from 3", "even")
+# Layers that stay full, as the tables call them.
+PERIODIC = {"none": "none", "1 in 4": "1/4", "1 in 2": "odd"}
+# Those of other offsets than the paper's.
+OFFSETS = {"1 in 4 from 3": "1/4@3", "even": "even"}
+# Plans of `benchmarks/selection`: chosen for FA decode, and for layers that release, which are others.
+CHOSEN_FOR_FA = {"4 chosen": "2k-fa-tail-sinks-4"}
+CHOSEN_TO_RELEASE = {"4 chosen to release": "2k-release-tail-sinks-4", "8 chosen to release": "2k-release-tail-sinks-8"}
+PLANS = CHOSEN_FOR_FA | CHOSEN_TO_RELEASE
+SELECTION = Path(__file__).parent / "selection"
 TAIL = 64
 
 
@@ -77,9 +82,9 @@ class Variant(NamedTuple):
 
     def recipe(self, window: int) -> Recipe:
         """Return the recipe under a window."""
-        layers: Any = LAYERS[self.layers]
-        if layers == PLAN:
-            layers = load_recipe(PLAN).config.full_layers
+        layers: Any = (PERIODIC | OFFSETS).get(self.layers)
+        if self.layers in PLANS:
+            layers = load_recipe(SELECTION / f"{PLANS[self.layers]}.json").config.full_layers
         config = SWAAConfig(
             window=window, sinks=self.sinks, full_layers=layers, fa_decode=self.fa_decode, dense_tail=self.tail
         )
@@ -88,12 +93,12 @@ class Variant(NamedTuple):
 
 def grid(window: int) -> list[Variant]:
     """Return the points under a window, whose many sinks are a quarter of it."""
-    kinds = [name for name in LAYERS if name not in OFFSETS]
+    kinds = {False: (*PERIODIC, *CHOSEN_TO_RELEASE), True: (*PERIODIC, *CHOSEN_FOR_FA)}
     points = [
         Variant(layers, sinks, fa_decode, tail)
-        for layers in kinds
+        for fa_decode, names in kinds.items()
+        for layers in names
         for sinks in sorted({0, 10, window // 4})
-        for fa_decode in (False, True)
         for tail in (0, TAIL)
     ]
     return points + [Variant(layers, 10, True, 0) for layers in OFFSETS]

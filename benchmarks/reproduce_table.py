@@ -25,8 +25,9 @@ PAPER = [
     *(("1 in 2", 0, True), ("1 in 4", 0, True), ("1 in 4", 10, True), ("1 in 2", 10, True), ("1 in 2", 100, True)),
 ]
 OURS = [
-    *(("4 chosen", 10, True, 0), ("4 chosen", 100, False, 0), ("none", 10, True, 1), ("none", 100, True, 1)),
-    *(("4 chosen", 100, True, 1), ("1 in 2", 100, True, 1)),
+    *(("none", 10, True, 1), ("none", 100, True, 1), ("1 in 2", 100, True, 1)),
+    *(("4 chosen", 10, True, 0), ("4 chosen", 100, True, 1)),
+    *(("4 chosen to release", 100, False, 1), ("8 chosen to release", 100, False, 1)),
 ]
 # A task's column in the short tables.
 TASKS = {
