@@ -10,6 +10,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from families import tiny_model
+from swaa.recipes import load_recipe
 
 FOLDER = Path(__file__).parent.parent / "examples"
 SPECIAL = ["<pad>", "<bos>", "<eos>"]
@@ -76,3 +77,41 @@ def test_ask_many_notices_another_answer(folder, monkeypatch):
     monkeypatch.setattr(example, "deepcopy", spoil)
     with pytest.raises(AssertionError, match="another answer to: What is the special magic number"):
         example.main(["--model", str(folder), "--tokens", "700"])
+
+
+def run(name, folder, capsys, *words):
+    """What an example prints."""
+    load(name).main(["--model", str(folder), *words])
+    return capsys.readouterr().out
+
+
+def test_compare_recipes(folder, capsys):
+    head, *rows = run("compare_recipes", folder, capsys).splitlines()
+    assert head.split()[0] == "recipe"
+    assert [row.split()[0] for row in rows] == ["full", "naive", "sinks-fa-decode-tail", "mine"]
+    full, naive = (float(row.split()[-2]) for row in rows[:2])
+    assert naive < full / 4
+
+
+def test_select_layers(folder, capsys, tmp_path):
+    full, none, chosen, _, plan = run(
+        "select_layers", folder, capsys, "--length", "600", "--output", str(tmp_path / "plan")
+    ).splitlines()
+    assert full.startswith("full attention")
+    assert none.startswith("no full layer")
+    layers = load_recipe(tmp_path / "plan" / "nll-2.json").config.full_layers
+    assert chosen.endswith(f"layers {layers[0]} {layers[1]}")
+    assert f"full_layers={layers}" in plan
+
+
+def test_fine_tune(folder, capsys):
+    first, last, loaded = run("fine_tune", folder, capsys, "--steps", "4").splitlines()
+    before, after = (float(re.fullmatch(r"step \d+: answer NLL .* (\d+\.\d\d)", line)[1]) for line in (first, last))
+    assert after < before
+    assert "window=32, sinks=16, full_layers=(7, 18)" in loaded
+
+
+def test_lm_eval_task(folder, capsys, tmp_path, monkeypatch):
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path)
+    lines = run("lm_eval_task", folder, capsys).splitlines()
+    assert [line.partition(":")[0] for line in lines if line.endswith("% right")] == ["full", "naive", "sinks"]
