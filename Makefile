@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 # vLLM pins its dependencies, so it has an environment of its own.
 VLLM_BIN := .venv-vllm/bin
 # Two workers, which one GPU can hold.
-SERVING := -o addopts=--strict-markers --numprocesses=2 --dist=worksteal
+SERVING := -o addopts=--strict-markers --numprocesses=2
 
 .PHONY: demo test coverage test-vllm lint docs clean
 
@@ -19,10 +19,11 @@ test: $(VENV)/.installed
 coverage: $(VENV)/.installed
 	$(BIN)/python -m pytest --cov=swaa --cov-report=term
 
-# The backends for GPUs run in Triton's interpreter, in a process of their own: vLLM must believe that there is a GPU.
+# The tests of a file share engines, whose start is most of the time. The backends for GPUs run in Triton's interpreter,
+# in a process of their own: vLLM must believe that there is a GPU.
 test-vllm: .venv-vllm/.installed
-	$(VLLM_BIN)/python -m pytest $(SERVING) tests/serving --ignore=tests/serving/kernels
-	$(VLLM_BIN)/python -m pytest $(SERVING) tests/serving/kernels
+	$(VLLM_BIN)/python -m pytest $(SERVING) --dist=loadfile tests/serving --ignore=tests/serving/kernels
+	$(VLLM_BIN)/python -m pytest $(SERVING) --dist=worksteal tests/serving/kernels
 
 lint: $(VENV)/.installed
 	$(BIN)/ruff format --check .
