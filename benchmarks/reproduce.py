@@ -82,9 +82,11 @@ class Variant(NamedTuple):
 
     def recipe(self, window: int) -> Recipe:
         """Return the recipe under a window."""
-        layers: Any = (PERIODIC | OFFSETS).get(self.layers)
+        layers: Any
         if self.layers in PLANS:
             layers = load_recipe(SELECTION / f"{PLANS[self.layers]}.json").config.full_layers
+        else:
+            layers = (PERIODIC | OFFSETS)[self.layers]
         config = SWAAConfig(
             window=window, sinks=self.sinks, full_layers=layers, fa_decode=self.fa_decode, dense_tail=self.tail
         )

@@ -13,7 +13,7 @@ from pathlib import Path
 from lm_eval import simple_evaluate
 from lm_eval.tasks import TaskManager
 
-import swaa.harness  # noqa: F401  (registers the model "swaa")
+import swaa.harness  # noqa: F401  # imported to register the model "swaa"
 from swaa.models import DEFAULT_MODEL
 
 QUESTIONS = {

@@ -16,6 +16,19 @@ if not torch.cuda.is_available():
 torch.set_num_threads(1)
 
 
+@pytest.fixture(scope="module")
+def base(tmp_path_factory):
+    """A folder with a tiny model and its tokenizer, to be trained."""
+    # Here, because few tests need them, and those of vLLM share this file.
+    from families import tiny_model
+    from training import CHATML, VOCABULARY, tiny_tokenizer
+
+    folder = tmp_path_factory.mktemp("base")
+    tiny_model(vocab_size=len(VOCABULARY)).save_pretrained(folder)
+    tiny_tokenizer(CHATML).save_pretrained(folder)
+    return folder
+
+
 @pytest.fixture(autouse=True)
 def seeded():
     torch.manual_seed(0)

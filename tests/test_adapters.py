@@ -17,8 +17,7 @@ from swaa.models import load_model
 from swaa.prose import prose
 from swaa.tasks import TASKS
 from swaa.train import Lora, Objective, TrainSettings, fine_tune, make_examples
-from test_train_data import CHATML
-from training import VOCABULARY, tiny_tokenizer
+from training import CHATML, VOCABULARY, tiny_tokenizer
 
 LENGTH = 330
 CONFIG = swaa.SWAAConfig(window=24, sinks=3, full_layers=[2], fa_decode=True)

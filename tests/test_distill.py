@@ -18,9 +18,8 @@ from swaa.distill.filters import is_exact
 from swaa.endpoint import EndpointError
 from swaa.judge import Judge
 from swaa.train import make_examples, read_data
-from test_train_data import CHATML
 from test_train_processes import launch
-from training import VOCABULARY, tiny_tokenizer
+from training import CHATML, VOCABULARY, tiny_tokenizer
 
 SHORT = Sampling(samples=2, max_new_tokens=12)
 

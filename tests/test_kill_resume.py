@@ -16,8 +16,7 @@ from safetensors.torch import load_file
 
 from families import tiny_model
 from swaa.cli import main
-from test_train_data import CHATML
-from training import VOCABULARY, tiny_tokenizer
+from training import CHATML, VOCABULARY, tiny_tokenizer
 
 # A process that has imported everything; each command runs in a fork of it.
 SERVER = multiprocessing.get_context("forkserver")

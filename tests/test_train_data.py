@@ -8,14 +8,9 @@ from pyarrow import Table, parquet
 from swaa.tasks.base import encode
 from swaa.train import make_examples, read_data
 from swaa.train.chat import ChatMarks, names
-from training import tiny_tokenizer
+from training import CHATML, tiny_tokenizer
 
 # Templates of the families, written as their models' tokenizers behave.
-CHATML = (
-    "{% for m in messages %}{% if loop.first and m.role != 'system' %}<|im_start|>system\nYou are Tiny.<|im_end|>\n"
-    "{% endif %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
-    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
-)
 QWEN3 = """{%- if messages[0].role == 'system' %}
     {{- '<|im_start|>system\\n' + messages[0].content + '<|im_end|>\\n' }}
 {%- endif %}

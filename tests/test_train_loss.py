@@ -12,8 +12,8 @@ from swaa.train import Collator, Lora, Objective, SwaaTrainer, TrainSettings, ad
 from swaa.train import loss as module
 from swaa.train.loss import NO_LABEL, install
 from test_train import CONFIGS, LAYOUTS, ONE, TWO, collate, training_model
-from test_train_run import ROWS, base, train, weights  # noqa: F401  # `base` is a fixture
-from training import Conversation, Text, tiny_tokenizer
+from test_train_run import ROWS, train, weights
+from training import CHATML, Conversation, Text, tiny_tokenizer
 
 KL = Objective("kl")
 BOTH = Objective("sft+kl", kl_weight=0.7, temperature=1.5)
@@ -189,7 +189,7 @@ def test_a_teacher_needs_the_original_weights():
 # Through the Trainer
 
 
-def test_accumulation_is_over_all_trained_tokens_of_the_step(base, tmp_path):  # noqa: F811
+def test_accumulation_is_over_all_trained_tokens_of_the_step(base, tmp_path):
     """One step of two unequal passes is the step of one pass that holds both."""
     examples = [c.example for c in (Conversation((9, 2), seed=1), Conversation((5, 30), seed=2))]
     found = []
@@ -206,9 +206,8 @@ def test_accumulation_is_over_all_trained_tokens_of_the_step(base, tmp_path):  #
     assert first["loss"] == pytest.approx(first["nll"] + 0.7 * first["kl"], rel=1e-4)
 
 
-def test_divergence_shrinks_and_a_killed_run_goes_on_to_the_same_weights(base, tmp_path):  # noqa: F811
+def test_divergence_shrinks_and_a_killed_run_goes_on_to_the_same_weights(base, tmp_path):
     from swaa.train import make_examples
-    from test_train_data import CHATML
 
     rows = [*ROWS, {"text": "plain words, nobody answers. " * 4}]
     examples = make_examples(rows, tiny_tokenizer(CHATML))[0]
@@ -232,7 +231,7 @@ def test_divergence_shrinks_and_a_killed_run_goes_on_to_the_same_weights(base, t
         train(base, tmp_path / "killed", examples, **options | {"objective": BOTH})
 
 
-def test_the_model_is_given_back_as_it_was(base, tmp_path):  # noqa: F811
+def test_the_model_is_given_back_as_it_was(base, tmp_path):
     model = swaa.adapt(tiny_model(), CONFIGS["naive"])
     trainer = SwaaTrainer(model, TrainSettings(cpu=True).arguments(tmp_path, evaluates=False), [], tiny_tokenizer())
     assert trainer.model is model

@@ -16,9 +16,8 @@ from families import tiny_model
 from swaa.attaching import adaptation
 from swaa.cli import app
 from swaa.train import merge
-from test_train_data import CHATML
 from test_train_run import logits, weights
-from training import VOCABULARY, tiny_tokenizer
+from training import CHATML, VOCABULARY, tiny_tokenizer
 
 TESTS = Path(__file__).parent
 ROWS = [{"prompt": f"number {i}?" * (1 + i % 3), "answer": "yes" if i % 2 else "no, " * i} for i in range(1, 25)]

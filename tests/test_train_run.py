@@ -16,22 +16,12 @@ from swaa.evaluate import score_answers
 from swaa.tasks import TASKS
 from swaa.train import Lora, TrainSettings, add_lora, fine_tune, make_examples, merge
 from swaa.train.collator import NO_LABEL
-from test_train_data import CHATML
-from training import VOCABULARY, Conversation, reference_gradients, tiny_tokenizer
+from training import CHATML, VOCABULARY, Conversation, reference_gradients, tiny_tokenizer
 
 CONFIG = swaa.SWAAConfig(window=6, sinks=2, full_layers=[3], fa_decode=True)
 ROWS = [{"prompt": f"number {i}?", "answer": "yes" if i % 2 else "no"} for i in range(12)]
 FAST = {"learning_rate": 3e-2, "accumulate": 1, "batch_size": 4, "log_steps": 1, "cpu": True}
 IDS = torch.randint(5, 200, (1, 40), generator=torch.Generator().manual_seed(5))
-
-
-@pytest.fixture(scope="module")
-def base(tmp_path_factory):
-    """A folder with a tiny model and its tokenizer."""
-    folder = tmp_path_factory.mktemp("base")
-    tiny_model(vocab_size=len(VOCABULARY)).save_pretrained(folder)
-    tiny_tokenizer(CHATML).save_pretrained(folder)
-    return folder
 
 
 def load_adapted(base, config=CONFIG):

@@ -12,6 +12,12 @@ from swaa.train.collator import NO_LABEL
 
 SPECIAL = ["<bos>", "<eos>", "<|im_start|>", "<|im_end|>", "<|eot_id|>"]
 VOCABULARY = SPECIAL + sorted(pre_tokenizers.ByteLevel.alphabet())
+# A chat template, as Qwen's but for what it says by itself.
+CHATML = (
+    "{% for m in messages %}{% if loop.first and m.role != 'system' %}<|im_start|>system\nYou are Tiny.<|im_end|>\n"
+    "{% endif %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
 
 
 def tiny_tokenizer(template=None):

@@ -84,7 +84,7 @@ class Endpoint:
         options = {name: x for name, x in (self._options | more).items() if name not in self._refused}
         try:
             # The client has an overload for each set of options, and these come from the command line.
-            done = self._client.chat.completions.create(model=self.model, messages=messages, **options)  # type: ignore
+            done = self._client.chat.completions.create(model=self.model, messages=messages, **options)  # type: ignore[arg-type]
         except openai.BadRequestError as error:
             # Some models refuse a temperature, or call the limit otherwise.
             refused = {name for name in options if name in str(error)} - set(self._required)

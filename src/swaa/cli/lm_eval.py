@@ -29,7 +29,7 @@ def lm_eval(
         raise ValueError("lm-evaluation-harness is not installed: pip install 'swaa[lm-eval]'")
     from lm_eval.__main__ import cli_evaluate
 
-    import swaa.harness  # noqa: F401  (registers the model)
+    import swaa.harness  # noqa: F401  # imported to register the model
 
     # lm-eval's parser looks at nothing else.
     sys.argv = ["lm_eval", *(arguments or [])]

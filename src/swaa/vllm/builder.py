@@ -21,12 +21,12 @@ class RuleBuilder:
     piece: int | None = None
 
     def __init__(self, kv_cache_spec: Any, layer_names: list[str], vllm_config: Any, device: Any):
-        super().__init__(kv_cache_spec, layer_names, vllm_config, device)  # type: ignore[call-arg]
+        super().__init__(kv_cache_spec, layer_names, vllm_config, device)  # type: ignore[call-arg]  # see the class
         self.swaa = Rules(vllm_config, layer_names)
 
     def build(self, common_prefix_len: int, common_attn_metadata: Any, fast_build: bool = False) -> Any:
         """Return vLLM's metadata, with ours for the layers that need the mask in this step."""
-        metadata = super().build(common_prefix_len, common_attn_metadata, fast_build)  # type: ignore[misc]
+        metadata = super().build(common_prefix_len, common_attn_metadata, fast_build)  # type: ignore[misc]  # see the class
         parts: dict[LayerRule, Any] = {}
         if self.swaa.distinct:
             step = self.swaa.step(common_attn_metadata)
@@ -62,7 +62,7 @@ class RecordingBuilder(RuleBuilder):
         """Return which steps can be recorded whole: with rules, those of one row a request."""
         if layer_rules(vllm_config):
             return AttentionCGSupport.UNIFORM_SINGLE_TOKEN_DECODE
-        return super().get_cudagraph_support(vllm_config, kv_cache_spec)  # type: ignore[misc]
+        return super().get_cudagraph_support(vllm_config, kv_cache_spec)  # type: ignore[misc]  # see the class
 
     def _find(self, rule: LayerRule, step: Step, common: Any) -> Any:
         # A recorded step is replayed whether rows slide or not, so it always takes the same way.
