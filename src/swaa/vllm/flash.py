@@ -22,7 +22,7 @@ from vllm.v1.attention.ops.merge_attn_states import merge_attn_states
 
 from swaa.config import ConfigError, LayerRule
 from swaa.vllm.builder import RecordingBuilder
-from swaa.vllm.plan import Pieces
+from swaa.vllm.plan import Numbers, Pieces
 from swaa.vllm.step import Step, single_rows, to_device
 
 # As many rows as there are: the kernel itself skips what lies outside a window.
@@ -60,6 +60,8 @@ class _Span:
         sliding: `[rows, 1, 1]` int32, 1 for sliding rows, where a span may have rows of both kinds (in a step that is
             recorded). Both are computed then; a row has one key in what is not for it, since what FlashAttention makes
             of no keys is undefined.
+        near_only: `[1, rows]` int32, 1 for rows whose window holds all sinks; None: there are none. Their one key among
+            the sinks counts for nothing.
     """
 
     first: int
@@ -72,6 +74,7 @@ class _Span:
     window: Tensor | None = None
     sinks: Tensor | None = None
     sliding: Tensor | None = None
+    near_only: Tensor | None = None
 
 
 class SWAAFlashMetadataBuilder(RecordingBuilder, FlashAttentionMetadataBuilder):
@@ -122,6 +125,8 @@ class SWAAFlashMetadataBuilder(RecordingBuilder, FlashAttentionMetadataBuilder):
     def _single_rows(self, rule: LayerRule, step: Step, common: Any) -> list[_Span]:
         pieces = single_rows(rule, step)
         count, keys = len(pieces), np.maximum(pieces.first + 1, 1)
+        if not rule.fa_decode and not rule.dense_tail:
+            return self._sliding_rows(rule, keys, common)
         packed = [
             np.where(pieces.sliding, 1, keys),
             np.where(pieces.sliding, keys, 1),
@@ -129,10 +134,7 @@ class SWAAFlashMetadataBuilder(RecordingBuilder, FlashAttentionMetadataBuilder):
             pieces.sliding,
         ]
         # Keys of dense rows, keys of sliding rows, sinks, and which rows slide.
-        if rule not in self.recorded:
-            self.recorded[rule] = torch.zeros(len(packed), self.swaa.most, dtype=torch.int32, device=self.device)
-        numbers = self.recorded[rule][:, :count]
-        numbers.copy_(to_device(np.stack(packed), self.device))
+        numbers = self._keep(rule, packed)
         span = _Span(
             0,
             count,
@@ -146,6 +148,32 @@ class SWAAFlashMetadataBuilder(RecordingBuilder, FlashAttentionMetadataBuilder):
             sliding=numbers[3][:, None, None],
         )
         return [span]
+
+    def _sliding_rows(self, rule: LayerRule, keys: Numbers, common: Any) -> list[_Span]:
+        """Describe single rows of a rule that makes none dense: what lies before the window is sinks, if anything."""
+        assert rule.window is not None
+        sinks = np.clip(keys - rule.window, 0, rule.sinks)
+        lengths, some, none = self._keep(rule, [keys, np.maximum(sinks, 1), sinks == 0])
+        return [
+            _Span(
+                0,
+                len(keys),
+                common.query_start_loc,
+                common.block_table_tensor,
+                1,
+                common.max_seq_len,
+                window=lengths,
+                sinks=some if rule.sinks else None,
+                near_only=none[None] if rule.sinks else None,
+            )
+        ]
+
+    def _keep(self, rule: LayerRule, packed: list[Any]) -> Tensor:
+        """Put numbers, one array of rows each, where a recorded step reads them."""
+        if rule not in self.recorded:
+            self.recorded[rule] = torch.zeros(len(packed), self.swaa.most, dtype=torch.int32, device=self.device)
+        numbers: Tensor = self.recorded[rule][:, : len(packed[0])]
+        return numbers.copy_(to_device(np.stack(packed), self.device))
 
 
 class SWAAFlashImpl(FlashAttentionImpl):
@@ -237,6 +265,8 @@ class SWAAFlashImpl(FlashAttentionImpl):
         else:
             near = call(span.window, span.longest, causal=True, left=rule.window - 1, splits=1, out=None)
             first = call(span.sinks, rule.sinks, causal=False, left=-1, splits=1, out=None)
+            if span.near_only is not None:
+                first[1].masked_fill_(span.near_only > 0, -torch.inf)
             merge_attn_states(merged, *first, *near)
         if span.sliding is not None:
             torch.where(span.sliding > 0, merged, output, out=output)
