@@ -7,7 +7,7 @@ VLLM_BIN := .venv-vllm/bin
 # Two workers, which one GPU can hold.
 SERVING := -o addopts=--strict-markers --numprocesses=2
 
-.PHONY: demo test coverage test-vllm lint docs clean
+.PHONY: demo test coverage test-vllm lint docs environments clean
 
 demo: $(VENV)/.installed
 	$(BIN)/swaa compare
@@ -32,6 +32,8 @@ lint: $(VENV)/.installed
 
 docs: $(VENV)/.installed
 	$(BIN)/mkdocs build --strict
+
+environments: $(VENV)/.installed .venv-vllm/.installed
 
 $(VENV)/.installed: pyproject.toml
 	$(PYTHON) -m venv $(VENV)

@@ -27,7 +27,7 @@ from swaa.bench.floors import measure_floors
 from swaa.bench.timing import Effort
 from swaa.models import DEFAULT_MODEL, load_model, quiet_transformers
 from swaa.recipes import Recipe, load_recipe
-from swaa.results import append_lines, environment, read_lines
+from swaa.results import append_lines, command_line, environment, read_lines
 from swaa.runs import RunFolder, RunSettings, run
 from swaa.tasks import TASKS
 
@@ -272,7 +272,7 @@ def main() -> None:
     if options.jobs > 1 or not options.cells:
         from reproduce_table import collect
 
-        collect(list(known.values()), options.output, options.publish)
+        collect(list(known.values()), options.output, options.publish, f"python benchmarks/{command_line()}")
     if complete:
         print("complete")
     elif options.jobs > 1:

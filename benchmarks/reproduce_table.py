@@ -1,9 +1,11 @@
 """What `benchmarks/reproduce.py` measured, in `benchmarks/reproduce/`: tables, plots and the HTML report.
 
-`table.csv` has all, `table.md` the means over lengths, `paper.md` the recipes of the paper's table and ours beside
-them; `NAME-arithmetic.png`, `-prefill.png` and `-kv.png` set accuracy against cost. `reproduce.py` calls it.
+`table.csv` has all, `table.md` the means over lengths, `paper.md` and `report.html` the recipes of the paper's table
+and ours beside them; `NAME-arithmetic.png`, `-prefill.png` and `-kv.png` set accuracy against cost. `reproduce.py`
+calls it.
 """
 
+import dataclasses
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -16,7 +18,7 @@ from swaa.models import DEFAULT_MODEL
 from swaa.report import plots
 from swaa.report.export import write_report
 from swaa.report.pareto import pareto_front
-from swaa.report.reading import read_runs
+from swaa.report.reading import Run, read_runs
 from swaa.results import read_lines, replace_json, replace_lines, write_csv, write_json
 
 # As in arXiv 2512.10411, then what it does not have. `sinks` of 100 stand for a quarter of the window here.
@@ -38,8 +40,8 @@ TASKS = {
 }
 
 
-def collect(cells: Sequence[Cell], results: Path, publish: Path) -> None:
-    """Write what is published, from the cells that are complete."""
+def collect(cells: Sequence[Cell], results: Path, publish: Path, command: str) -> None:
+    """Write what is published, from the cells that are complete; `command` measured them."""
     complete = [cell for cell in cells if cell.part != TIMING and (results / cell.name / "summary.json").exists()]
     if not complete:
         print("nothing is complete yet: there is nothing to collect")
@@ -56,7 +58,7 @@ def collect(cells: Sequence[Cell], results: Path, publish: Path) -> None:
         own = [cell for cell in complete if (cell.weights, cell.window) == (weights, window)]
         name, times = f"{weights}-{window}", timed.get(window, {})
         folder = results / "runs" / name
-        content, summary = _merge(own, results, folder, times)
+        content, summary = _merge(own, results, folder, times, command)
         folders.append(folder)
         rows = _table(weights, window, summary, content["cost"], times)
         _plots(rows, f"{DEFAULT_MODEL}, {weights} weights, window {window}", publish / name)
@@ -72,14 +74,28 @@ def collect(cells: Sequence[Cell], results: Path, publish: Path) -> None:
     left = [cell.name for cell in cells if cell not in complete and cell.part != TIMING]
     write_json(
         publish / "table.json",
-        {"command": "python benchmarks/reproduce.py", "not_complete": left, "environments": [*environments.values()]},
+        {"command": command, "not_complete": left, "environments": [*environments.values()]},
     )
-    write_report(read_runs(folders), publish / "report.html")
+    shown = [_short(run, window) for run, (_, window) in zip(read_runs(folders), runs, strict=True)]
+    write_report(shown, publish / "report.html")
     print(f"{len(complete)} cells collected in {publish}, {len(left)} are not complete")
 
 
+def _short(run: Run, window: int) -> Run:
+    """Leave only the recipes of the short table: a page of all would be too long to read, and 6 MB."""
+    names = {FULL, *(point.name for point in grid(window) if _listed(point, window))}
+    return dataclasses.replace(
+        run,
+        recipes={name: recipe for name, recipe in run.recipes.items() if name in names},
+        rows=[row for row in run.rows if row["recipe"] in names],
+        costs={name: costs for name, costs in run.costs.items() if name in names},
+        layers={name: layers for name, layers in run.layers.items() if name in names},
+        depths=[depth for depth in run.depths if depth[0] in names],
+    )
+
+
 def _merge(
-    cells: Sequence[Cell], results: Path, folder: Path, times: Mapping[tuple[str, int], Mapping[str, Any]]
+    cells: Sequence[Cell], results: Path, folder: Path, times: Mapping[tuple[str, int], Mapping[str, Any]], command: str
 ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """Make one run, as `swaa report` reads it, of the cells of one model and window; return its content and rows."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -116,7 +132,7 @@ def _merge(
     content |= {"cost": costs, "sessions": [session for part in parts for session in part["sessions"]]}
     layers = {name: words for part in parts for name, words in part["layers"].items()}
     content |= {"layers": {name: words for name, words in layers.items() if name in plain}}
-    content |= {"command": "python benchmarks/reproduce.py"}
+    content |= {"command": command}
     replace_lines(
         folder / "samples.jsonl", (row for cell in cells for row in read_lines(results / cell.name / "samples.jsonl"))
     )

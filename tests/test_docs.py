@@ -19,7 +19,7 @@ DOCS = sorted((ROOT / "docs").glob("*.md"))
 PAGES = [*(ROOT / f"{name}.md" for name in ("README", "CONTRIBUTING", "CHANGELOG")), *DOCS]
 PAGES += [ROOT / "examples" / "README.md", ROOT / "benchmarks" / "README.md"]
 # Rows of tables that a page's code prints.
-ROWS = {"limits": 11, "memory": 9, "recipes": 9}
+ROWS = {"limits": 11, "memory": 9, "recipes": 9, "reproduction": 34}
 LINK = re.compile(r"""\]\(\s*<?([^)\s>]+)|(?:src|href)=["']([^"']+)""")
 
 
@@ -61,6 +61,14 @@ def test_code_runs_and_prints_the_tables_of_the_page(page, capsys, monkeypatch):
     printed = [line for line in capsys.readouterr().out.splitlines() if line.startswith("|")]
     assert len(printed) == ROWS.get(page.stem, 0)
     assert [line for line in printed if line not in page.read_text().splitlines()] == []
+
+
+def test_the_table_of_the_readme_is_that_of_the_reproduction():
+    lines = (ROOT / "README.md").read_text().partition("## What it does to a real model")[2].splitlines()
+    rows = [line for line in lines[: lines.index("## How fast")] if line.startswith("| ") and line.count("|") == 11]
+    assert len(rows) == 16  # with its head
+    page = (ROOT / "docs" / "reproduction.md").read_text().splitlines()
+    assert [row for row in rows if row not in page] == []
 
 
 def test_the_code_of_the_readme_runs(tmp_path):

@@ -91,11 +91,11 @@ def test_inductor_compiles_the_rest():
 
 @torch.no_grad()
 def test_a_model_computes_the_same_tokens():
-    model = swaa.adapt(tiny_model(num_hidden_layers=2), swaa.SWAAConfig(window=7, sinks=3, fa_decode=True))
+    model = swaa.adapt(tiny_model(num_hidden_layers=1), swaa.SWAAConfig(window=7, sinks=3, fa_decode=True))
     ids = torch.randint(3, 101, (1, 30))
-    wanted = model.generate(ids, max_new_tokens=6, do_sample=False)
+    wanted = model.generate(ids, max_new_tokens=4, do_sample=False)
     swaa.compile_layers(model)
-    assert torch.equal(model.generate(ids, max_new_tokens=6, do_sample=False), wanted)
+    assert torch.equal(model.generate(ids, max_new_tokens=4, do_sample=False), wanted)
 
 
 def test_kernels_compile_for_hopper_and_wait_in_time():

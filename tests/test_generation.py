@@ -137,7 +137,7 @@ def test_rows_of_a_padded_batch_equal_the_rows_alone(config):
         assert torch.equal(together[row, PROMPT:], generate(adapted, alone)[0, alone.shape[1] :])
 
 
-@pytest.mark.parametrize("chunk", [1, 7, 16, 49, 50, 64])  # 7 and 49 end in a chunk of one token
+@pytest.mark.parametrize("chunk", [1, 7, 49, 64])  # 7 and 49 end in a chunk of one token
 @pytest.mark.parametrize("padded", [False, True])
 def test_chunked_prefill(config, chunk, padded):
     ids, mask = left_padded() if padded else (prompt(), torch.ones(1, PROMPT, dtype=torch.long))
@@ -180,7 +180,7 @@ STATIC = list(product(CONFIGS, [False, True], ["llama", "qwen3", "gemma3_text", 
 
 
 # The step of a single token runs in Triton's interpreter.
-@pytest.mark.parametrize(("name", "padded", "family"), STATIC[::3])
+@pytest.mark.parametrize(("name", "padded", "family"), STATIC[::5])
 def test_static_cache(name, padded, family):
     config = CONFIGS[name]
     ids, mask = left_padded() if padded else (prompt(), torch.ones(1, PROMPT, dtype=torch.long))

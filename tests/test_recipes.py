@@ -60,11 +60,16 @@ def test_what_the_names_promise():
     assert configs["full"] == SWAAConfig()
     assert configs["naive"] == SWAAConfig(window=2048)
     for name, config in configs.items():
-        if not name.startswith(("paper-", "smollm2-")):
+        if not name.startswith(("paper-", "smollm2-", "trained-", "untrained-", "constant-")):
             assert (config.sinks > 0) == ("sinks" in name), name
             assert config.fa_decode == ("fa-decode" in name), name
             assert (config.full_layers == "odd") == ("odd" in name), name
             assert (config.dense_tail > 0) == ("tail" in name), name
+    for trained, tail in (("trained", 0), ("untrained", 64)):
+        for purpose, layers in (("fast", ()), ("balanced", "1/4"), ("quality", "odd")):
+            wanted = SWAAConfig(window=4096, sinks=128, full_layers=layers, fa_decode=True, dense_tail=tail)
+            assert configs[f"{trained}-{purpose}"] == wanted
+    assert configs["constant-memory"] == SWAAConfig(window=4096, sinks=128)
     for name in ("paper-thinking-speed", "paper-thinking-quality"):
         assert load_recipe(name).chain_of_thought == "thinking"
     assert load_recipe("naive").chain_of_thought == "none"

@@ -1,6 +1,9 @@
 """Recommendations: candidates and their costs, the choice by goal, calibration, and the command."""
 
+import csv
 import dataclasses
+import re
+from pathlib import Path
 
 import pytest
 from typer.testing import CliRunner
@@ -11,10 +14,11 @@ from swaa.attaching import adaptation
 from swaa.cli import app
 from swaa.cli.loading import load_config
 from swaa.models import DEFAULT_MODEL, load_model
-from swaa.recipes import Recipe, load_recipe
-from swaa.recommend import KEPT, calibrate, candidates, recommend
+from swaa.recipes import Recipe, load_recipe, recipe_names
+from swaa.recommend import _SHIPPED, KEPT, calibrate, candidates, recommend
 
 PARAMETERS = 134_515_008
+GRID = Path(__file__).parents[1] / "benchmarks" / "reproduce" / "table.csv"
 
 
 @pytest.fixture(scope="module")
@@ -35,46 +39,89 @@ def test_candidates_have_costs_as_fractions_of_full_attention(found):
     assert (full.cost.flops, full.cost.attention, full.cost.kv) == (1, 1, 1)
     assert full.kv_bytes == 2 * 3 * 64 * 2 * 30 * 8192
     by_name = names(found)
-    assert by_name["sinks"].cost.kv == pytest.approx((128 + 1023) / 8192)
-    assert by_name["sinks-fa-decode"].cost.kv == 1
+    assert by_name["constant-memory"].cost.kv == pytest.approx((128 + 1023) / 8192)
+    assert by_name["trained-fast"].cost.kv == 1
     assert all(0 < each.cost.flops < 1 for each in sliding)
-    assert by_name["sinks-fa-decode"].cost.flops < by_name["sinks-odd-fa-decode"].cost.flops
+    assert by_name["trained-fast"].cost.flops < by_name["trained-quality"].cost.flops
 
 
-def test_layers_chosen_for_another_model_are_no_candidates(found):
-    assert "smollm2-4-layers + tail" in names(found)
+def test_layers_chosen_for_another_model_or_for_shorter_prompts_are_no_candidates(found):
+    plans = [each for each in found if each.recipe.plan]
+    assert {each.recipe.name: each.retrieves for each in plans} == {
+        "smollm2-24-heads-released-8k": "untrained",
+        "smollm2-8-layers-released-8k": "unknown",
+    }
+    assert all(each.recipe == load_recipe(each.recipe.name) for each in plans)
+    shorter = names(candidates(load_config(DEFAULT_MODEL), 2048, PARAMETERS))
+    assert list(shorter).index("smollm2-2-layers-tail") < list(shorter).index("smollm2-24-heads-released-8k")
     other = candidates(tiny_model().config, 8192, 1000)
     assert not any(each.recipe.plan for each in other)
 
 
+def test_what_recipes_kept_is_what_the_grid_measured():
+    """Of the row with the same methods, of the weights that it is about."""
+    with GRID.open() as file:
+        rows = [row for row in csv.DictReader(file) if row["window"] == "256" and row["sinks"] == "64"]
+    layers = {"none": "none", "1/4": "1 in 4", "odd": "1 in 2"}
+    for name, retrieves, kept in _SHIPPED:
+        config = load_recipe(name).config
+        if name == "sinks-odd":  # the paper's figure: 63.6 of 74.6
+            assert kept == round(63.6 / 74.6, 2)
+            continue
+        weights = "smollm2-fa-decode" if retrieves == "trained" else "original"
+        wanted = (weights, layers[config.full_layers or "none"], str(bool(config.fa_decode)), str(config.dense_tail))
+        (row,) = (row for row in rows if (row["weights"], row["layers"], row["fa_decode"], row["tail"]) == wanted)
+        assert f"{float(row['of_full']):.2f}" == f"{kept:.2f}", name
+        assert f"{kept:.2f} of full attention's score" in load_recipe(name).provenance
+        if retrieves == "untrained":
+            assert kept >= KEPT
+
+
+def test_what_plans_kept_is_what_selection_measured():
+    plans = [recipe for recipe in map(load_recipe, recipe_names()) if "accuracy_ratio" in recipe.plan]
+    assert len(plans) >= 5
+    for plan in plans:
+        file = re.search(r"\((benchmarks/\S+[.]csv)\)", plan.provenance)[1]
+        with (GRID.parents[2] / file).open() as rows:
+            heads = [f"{layer}:{head}" for layer, each in plan.config.full_heads for head in each]
+            chosen = " ".join(heads or map(str, plan.config.full_layers))
+            ratios = {row["accuracy_ratio"] for row in csv.DictReader(rows) if row["layers"] == chosen}
+        assert {round(float(ratio), 2) for ratio in ratios} == {plan.plan["accuracy_ratio"]}, plan.name
+        assert f"{plan.plan['accuracy_ratio']} of full attention's accuracy on needles" in plan.provenance
+
+
 @pytest.mark.parametrize(("length", "window", "sinks"), [(100, 64, 16), (2048, 256, 64), (131072, 4096, 128)])
 def test_the_window_grows_with_the_length(length, window, sinks):
-    config = names(candidates(tiny_model().config, length, 1000))["sinks"].recipe.config
+    config = names(candidates(tiny_model().config, length, 1000))["constant-memory"].recipe.config
     assert (config.window, config.sinks) == (window, sinks)
 
 
 def test_two_of_one_name_are_refused():
-    with pytest.raises(ValueError, match="several are called 'sinks'"):
-        candidates(tiny_model().config, 100, 1000, more=[load_recipe("sinks")])
+    with pytest.raises(ValueError, match="several are called 'sinks-odd'"):
+        candidates(tiny_model().config, 100, 1000, more=[load_recipe("sinks-odd")])
 
 
 def test_without_calibration_the_choice_is_among_what_is_known_to_retrieve(found):
-    by_name = names(found)
     speed, quality, memory = (recommend(found, goal).chosen for goal in ("speed", "quality", "memory"))
     untrained = [each for each in found[1:] if each.retrieves == "untrained"]
     assert speed.cost.flops == min(each.cost.flops for each in untrained)
-    assert quality.cost.flops == max(each.cost.flops for each in untrained)
-    # Nothing that releases is known to retrieve untrained.
-    assert memory is by_name["sinks-odd"]
-    assert any("swaa train" in reason for reason in recommend(found, "memory").reasons)
-    assert any("not measured on this model" in reason for reason in recommend(found, "speed").reasons)
+    assert quality.kept == max(each.kept for each in untrained)
+    assert memory.cost.kv == min(each.cost.kv for each in untrained)
+    assert any("not measured here" in reason for reason in recommend(found, "speed").reasons)
+
+
+def test_no_recipe_for_any_model_releases_and_retrieves_untrained():
+    found = candidates(tiny_model().config, 8192, 1000)
+    outcome = recommend(found, "memory")
+    assert outcome.chosen is names(found)["sinks-odd"]
+    assert any("swaa train" in reason for reason in outcome.reasons)
 
 
 def test_a_calibration_decides(found):
-    measured = calibrated(found, full=0.8, sinks=0.5, **{"sinks-odd": 0.73, "sinks-odd-fa-decode": 0.79})
+    measured = calibrated(found, full=0.8, **{"constant-memory": 0.5, "sinks-odd": 0.73, "untrained-quality": 0.79})
     assert recommend(measured, "memory").chosen.recipe.name == "sinks-odd"
     assert recommend(measured, "speed").chosen.recipe.name == "sinks-odd"
-    assert recommend(measured, "quality").chosen.recipe.name == "sinks-odd-fa-decode"
+    assert recommend(measured, "quality").chosen.recipe.name == "untrained-quality"
     low = calibrated(found, full=0.8, **{"sinks-odd": KEPT * 0.8 - 0.01})
     outcome = recommend(low, "memory")
     assert outcome.chosen is low[0]
@@ -97,7 +144,7 @@ def test_calibration_tells_recipes_apart_and_restores_the_model():
     good = Recipe("good", swaa.SWAAConfig(window=64, sinks=16, fa_decode=True, dense_tail=64))
     bad = Recipe("bad", swaa.SWAAConfig(window=8))
     full, *_, mine, worse = candidates(model.config, 256, PARAMETERS, more=[good, bad])
-    measured = calibrate(model, tokenizer, [full, mine, worse], length=256, samples=3)
+    measured = calibrate(model, tokenizer, [full, mine, worse], length=256, samples=2)
     accuracies = [each.accuracy for each in measured]
     assert adaptation(model) is None
     assert accuracies[0] > 0.5

@@ -2,7 +2,6 @@
 
 import csv
 import json
-import subprocess
 import sys
 from itertools import product
 from pathlib import Path
@@ -17,11 +16,6 @@ BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 @pytest.fixture(autouse=True)
 def importable(monkeypatch):
     monkeypatch.syspath_prepend(BENCHMARKS)
-
-
-def start(*words):
-    command = [sys.executable, str(BENCHMARKS / "reproduce.py"), *map(str, words)]
-    return subprocess.run(command, capture_output=True, text=True, check=False)
 
 
 def test_the_grid_has_every_combination():
@@ -65,18 +59,21 @@ def test_cells_are_listed_with_their_cost(monkeypatch, capsys):
     assert "no such cells: nothing" in capsys.readouterr().err
 
 
-def test_a_cell_that_was_stopped_is_continued_and_collected(tmp_path):
+def test_a_cell_that_was_stopped_is_continued_and_collected(tmp_path, monkeypatch, capsys):
+    import reproduce
+
     words = ["--windows", 16, "--lengths", 128, "--samples", 1, "--device", "cpu"]
     words += ["--cells", "original-16-128-perplexity", "--output", tmp_path / "results", "--publish", tmp_path / "made"]
-    stopped = start(*words, "--minutes", 0)
-    assert "out of time" in stopped.stdout, stopped.stderr
+    monkeypatch.setattr(sys, "argv", ["reproduce.py", *map(str, words), "--minutes", "0"])
+    reproduce.main()
+    assert "out of time" in capsys.readouterr().out
     cell = tmp_path / "results" / "original-16-128-perplexity"
     first = (cell / "samples.jsonl").read_text()
     assert len(first.splitlines()) == 1
     assert not (cell / "summary.json").exists()
-    done = start(*words, "--jobs", 2)
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert done.stdout.endswith("complete\n")
+    monkeypatch.setattr(sys, "argv", [str(BENCHMARKS / "reproduce.py"), *map(str, words), "--jobs", "2"])
+    reproduce.main()  # the cell in a process of its own
+    assert capsys.readouterr().out.endswith("complete\n")
     assert (cell / "samples.jsonl").read_text().startswith(first)
     assert len(json.loads((cell / "run.json").read_text())["sessions"]) == 2
     rows = csv.DictReader((tmp_path / "made" / "table.csv").read_text().splitlines())

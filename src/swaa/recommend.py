@@ -12,7 +12,6 @@ from typing import Any
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from swaa.adapting import adapt, plan_layers, restore
-from swaa.config import SWAAConfig
 from swaa.cost import RelativeCost, kv_bytes, relative_cost
 from swaa.evaluate import score_answers
 from swaa.recipes import Recipe, load_recipe, model_shape, recipe_names
@@ -26,9 +25,18 @@ KEPT = 0.9
 _WORTH = 0.9
 # The paper's advice for long prompts (arXiv 2512.10411, recommendations), and smaller ones for shorter prompts.
 _LARGEST_WINDOW, _LARGEST_SINKS, _SMALLEST_WINDOW, _SHARE = 4096, 128, 64, 8
-_TAIL = 64
-_NEEDLE = "of 0.97 on SmolLM2-135M, one needle in 2k tokens, window 256 (benchmarks/needle-2048.csv)"
-_PAPER = "of 74.6 on Qwen3-4B-Thinking after fine-tuning, LongMemEval (arXiv 2512.10411)"
+# Shipped recipes for any model: whether their kind retrieves, and the share of full attention's score that it kept in
+# the place that the recipe's provenance names.
+_SHIPPED = (
+    ("constant-memory", "no", 0.05),
+    ("trained-fast", "trained", 0.98),
+    ("trained-balanced", "trained", 1.01),
+    ("trained-quality", "trained", 1.01),
+    ("untrained-fast", "untrained", 0.91),
+    ("untrained-balanced", "untrained", 0.90),
+    ("untrained-quality", "untrained", 0.92),
+    ("sinks-odd", "trained", 0.85),
+)
 
 
 @dataclass(frozen=True)
@@ -42,6 +50,7 @@ class Candidate:
         retrieves: whether its kind finds things anywhere in the prompt: "untrained", "trained" (only after
             fine-tuning under it), "no", or "unknown".
         evidence: where that is from.
+        kept: the share of full attention's score in that place; None: nobody measured it.
         accuracy: on this model, 0 to 1, if it was calibrated.
     """
 
@@ -50,6 +59,7 @@ class Candidate:
     kv_bytes: int | None
     retrieves: str
     evidence: str
+    kept: float | None
     accuracy: float | None = None
 
 
@@ -71,7 +81,8 @@ class Recommendation:
 def candidates(model_config: Any, length: int, parameters: int, *, more: Sequence[Recipe] = ()) -> list[Candidate]:
     """Return the recipes that are considered, full attention first, with their costs.
 
-    The window is an eighth of the length, 64 to 4096 tokens; the sinks a quarter of it, 128 at most.
+    The window is an eighth of the length, 64 to 4096 tokens; the sinks a quarter of it, 128 at most. Layer plans keep
+    those that they were chosen under.
 
     Args:
         model_config: the model's configuration of transformers, a composite one too.
@@ -86,45 +97,40 @@ def candidates(model_config: Any, length: int, parameters: int, *, more: Sequenc
     """
     window = min(max(length // _SHARE, _SMALLEST_WINDOW), _LARGEST_WINDOW)
     sizes = {"window": window, "sinks": min(window // 4, _LARGEST_SINKS)}
-    decode, tail = {**sizes, "fa_decode": True}, {**sizes, "fa_decode": True, "dense_tail": _TAIL}
-    found: list[tuple[Recipe, str, str]] = [
-        (load_recipe("full"), "untrained", "the model as it was pretrained"),
-        (_recipe("sinks", **sizes), "no", f"0.00 {_NEEDLE}"),
-        (_recipe("sinks-fa-decode", **decode), "trained", f"0.81 {_NEEDLE}; 57.9 without sinks {_PAPER}"),
-        (_recipe("sinks-fa-decode-tail", **tail), "untrained", f"0.97 with 10 sinks {_NEEDLE}"),
-        (_recipe("sinks-odd", full_layers="odd", **sizes), "trained", f"0.00 {_NEEDLE}; 63.6 {_PAPER}"),
-        (_recipe("sinks-odd-fa-decode", full_layers="odd", **decode), "untrained", f"0.97 {_NEEDLE}"),
-        (
-            _recipe("sinks-odd-fa-decode-tail", full_layers="odd", **tail),
-            "untrained",
-            f"sinks-odd-fa-decode has 0.97 {_NEEDLE}, and its last rows see more",
-        ),
-    ]
-    shape = model_shape(model_config)
-    for plan in map(load_recipe, recipe_names()):
-        if plan.plan.get("shape") == shape:
-            chosen = plan.replace(**tail)
-            found.append((replace(chosen, name=f"{plan.name} + tail"), "untrained", f"0.99 without tail {_NEEDLE}"))
-            released = plan.replace(**sizes, fa_decode=False)
-            note = "these layers were chosen under FA decode, not measured without it"
-            found.append((replace(released, name=f"{plan.name} without FA decode"), "unknown", note))
-    found += [(recipe, "unknown", "yours") for recipe in more]
-    names = [recipe.name for recipe, _, _ in found]
+    full = load_recipe("full")
+    found: list[tuple[Recipe, str, str, float | None]] = [(full, "untrained", full.provenance, 1.0)]
+    for name, retrieves, kept in _SHIPPED:
+        recipe = load_recipe(name).replace(**sizes)
+        found.append((recipe, retrieves, recipe.provenance, kept))
+    for plan in _plans(model_config, length):
+        kept = plan.plan["accuracy_ratio"]
+        found.append((plan, "untrained" if kept >= KEPT else "unknown", plan.provenance, kept))
+    found += [(recipe, "unknown", "yours", None) for recipe in more]
+    names = [recipe.name for recipe, *_ in found]
     if twice := [name for name in names if names.count(name) > 1]:
         raise ValueError(f"recipes: several are called {twice[0]!r}: rename yours")
     return [_priced(model_config, length, parameters, *each) for each in found]
 
 
-def _recipe(name: str, **config: Any) -> Recipe:
-    return Recipe(name, SWAAConfig(**config))
+def _plans(model_config: Any, length: int) -> list[Recipe]:
+    """Return the layer plans that ship for this model, as they were measured, those of a length near this one first.
+
+    One that was measured on prompts of less than half of the length says nothing about it.
+    """
+    shape = model_shape(model_config)
+    fitting = [recipe for recipe in map(load_recipe, recipe_names()) if recipe.plan.get("shape") == shape]
+    measured = [recipe for recipe in fitting if "accuracy_ratio" in recipe.plan and length <= 2 * recipe.plan["length"]]
+    return sorted(measured, key=lambda recipe: abs(math.log(length / recipe.plan["length"])))
 
 
-def _priced(model_config: Any, length: int, parameters: int, recipe: Recipe, retrieves: str, why: str) -> Candidate:
+def _priced(
+    model_config: Any, length: int, parameters: int, recipe: Recipe, retrieves: str, why: str, kept: float | None
+) -> Candidate:
     recipe.check_model(model_config)
     rules = plan_layers(model_config.get_text_config(), recipe.config)
     release = recipe.config.release_kv
     cost = relative_cost(model_config, rules, length, parameters, release_kv=release)
-    return Candidate(recipe, cost, kv_bytes(model_config, rules, length, release_kv=release), retrieves, why)
+    return Candidate(recipe, cost, kv_bytes(model_config, rules, length, release_kv=release), retrieves, why, kept)
 
 
 def calibrate(
@@ -173,8 +179,8 @@ def recommend(found: Sequence[Candidate], goal: str) -> Recommendation:
     """Choose one of the candidates.
 
     Among those that retrieve, which is 0.9 of full attention's accuracy after a calibration: the cheapest prefill for
-    "speed", the smallest KV for "memory"; for "quality" the most accurate, or without a calibration the one that
-    leaves out the least of full attention. Where that saves less than a tenth, it is full attention.
+    "speed", the smallest KV for "memory"; for "quality" the most accurate, or without a calibration the one whose kind
+    kept most elsewhere. Where that saves less than a tenth, it is full attention.
 
     Args:
         found: candidates, full attention first; all calibrated or none.
@@ -205,7 +211,7 @@ def recommend(found: Sequence[Candidate], goal: str) -> Recommendation:
     elif calibrated:
         chosen = max(fitting, key=lambda each: (each.accuracy, -_flops(each)))
     else:
-        chosen = max(fitting, key=_flops)
+        chosen = max(fitting, key=lambda each: (each.kept or 0.0, -_flops(each)))
     saved, what = (chosen.cost.kv, "KV bytes") if goal == "memory" else (chosen.cost.flops, "prefill arithmetic")
     if saved is not None and saved > _WORTH:
         note = f"The best recipe for {goal}, {chosen.recipe.name}, needs {saved:.0%} of full attention's {what}"
@@ -226,7 +232,7 @@ def _why(chosen: Candidate, full: Candidate, goal: str) -> list[str]:
         "memory": f"the smallest KV among those that retrieve{trained}",
         "quality": "the most accurate on this model"
         if chosen.accuracy is not None
-        else "the one of those that retrieve which leaves out the least of full attention",
+        else "the one of those that retrieve whose kind kept most of full attention's score elsewhere",
     }
     reasons = [f"{chosen.recipe.name}: {rules[goal]}."]
     if chosen.cost.flops is None:
@@ -236,7 +242,7 @@ def _why(chosen: Candidate, full: Candidate, goal: str) -> list[str]:
     if chosen.accuracy is not None:
         reasons.append(f"Accuracy {chosen.accuracy:.2f} on generated needles, full attention {full.accuracy:.2f}.")
     else:
-        reasons.append(f"Accuracy is not measured on this model; its kind: {chosen.evidence}. Add --calibrate.")
+        reasons.append(f"Accuracy is not measured here; its kind: {chosen.evidence}. Add --calibrate.")
     reasons.append("Time is not measured: the arithmetic bounds it, `swaa bench prefill` measures it.")
     return reasons
 

@@ -2,7 +2,7 @@
 
 import gc
 import os
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from unittest import mock
 
 import torch
@@ -12,6 +12,8 @@ from families import tiny_model
 
 SHAPE = {"hidden_size": 64, "head_dim": 32, "max_position_embeddings": 1024, "moe_intermediate_size": 64}
 BLOCK = 32
+# Not empty once an engine has registered its kernels in this process.
+REGISTERED = []
 
 
 def saved_model(folder, family, config):
@@ -27,8 +29,7 @@ def saved_model(folder, family, config):
 def engine(folder, processes=False, **options):
     """Start an engine in this process, and end it.
 
-    `processes` puts it into processes of its own, as engines usually run. So does one with n-gram drafts: it loads
-    numba, with which vLLM 0.32 could not start another one in this process.
+    `processes` puts it into processes of its own, as engines usually run.
     """
     from vllm import LLM
     from vllm.distributed import cleanup_dist_env_and_memory
@@ -36,8 +37,7 @@ def engine(folder, processes=False, **options):
 
     # A test before this one may have used another backend.
     selector._cached_get_attn_backend.cache_clear()
-    own = processes or "speculative_config" in options
-    os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = str(int(own))
+    os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = str(int(processes))
     defaults = {
         "dtype": "float32",
         "enforce_eager": True,
@@ -52,7 +52,7 @@ def engine(folder, processes=False, **options):
     once = mock.patch.object(gc, "collect", return_value=0)
     llm = None
     try:
-        with once:
+        with once, kernels_registered_once():
             llm = LLM(str(folder), **(defaults | options))
         yield llm
     finally:
@@ -62,6 +62,20 @@ def engine(folder, processes=False, **options):
             cleanup_dist_env_and_memory()
         del llm
         gc.collect()
+
+
+@contextmanager
+def kernels_registered_once():
+    """Let only the first engine of a process look for Triton kernels to replace on a CPU.
+
+    It looks among all attributes of all modules, and vLLM 0.32 fails on those of numba, which n-gram drafts load.
+    """
+    from vllm.platforms import current_platform
+
+    again = REGISTERED and current_platform.is_cpu()
+    with mock.patch.object(type(current_platform), "register_triton_kernel_overrides") if again else nullcontext():
+        yield
+    REGISTERED.append(True)
 
 
 def prompts(*lengths, seed=1):

@@ -8,10 +8,10 @@ from engines import answers, check, engine, generate
 from swaa.models import default_model_path, load_model
 from swaa.tasks.needle import Needle
 
-LENGTH, SAMPLES = 1024, 3
+LENGTH, SAMPLES = 768, 2
 RECIPES = {
     "naive": (swaa.SWAAConfig(window=128), range(1)),
-    "sinks, FA decode, tail": (swaa.SWAAConfig(window=128, sinks=10, fa_decode=True, dense_tail=32), range(2, 4)),
+    "sinks, FA decode, tail": (swaa.SWAAConfig(window=128, sinks=10, fa_decode=True, dense_tail=32), range(2, 3)),
 }
 
 
@@ -28,7 +28,7 @@ def test_needles(recipe, reference):
     task = Needle()
     samples = task.samples(tokenizer, length=LENGTH, count=SAMPLES, seed=0)
     tokens = [list(sample.prompt_ids + sample.prefix_ids) for sample in samples]
-    options = {"max_model_len": 2048, "max_num_batched_tokens": 1024, "hf_overrides": {"swaa": config.to_dict()}}
+    options = {"max_model_len": 2048, "max_num_batched_tokens": 512, "hf_overrides": {"swaa": config.to_dict()}}
     with engine(default_model_path(), **options) as llm:
         outputs = generate(llm, tokens, new=10)
     check(swaa.adapt(model, config), tokens, outputs)

@@ -86,9 +86,9 @@ def test_triton(name, recorded, use, tmp_path):
     from swaa.vllm.triton import SWAATritonMetadataBuilder
 
     model = saved_model(tmp_path, "llama", ADAPTATIONS[name])
-    with engine(tmp_path, max_num_batched_tokens=128) as llm:
+    with engine(tmp_path, max_num_batched_tokens=64) as llm:
         if recorded:
             record(llm)
-        tokens = prompts(5, 70, 129)
+        tokens = prompts(5, 65, 90)
         check(model, tokens, generate(llm, tokens, new=5))
         check_builders(llm, SWAATritonMetadataBuilder, recorded)
