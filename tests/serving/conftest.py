@@ -23,6 +23,8 @@ else:
         "VLLM_CPU_OMP_THREADS_BIND": "nobind",
         "OMP_NUM_THREADS": "1",
         "VLLM_NO_USAGE_STATS": "1",
+        # What finds n-gram drafts is compiled for half a minute otherwise.
+        "NUMBA_DISABLE_JIT": "1",
         "VLLM_LOGGING_LEVEL": "WARNING",
     }
 

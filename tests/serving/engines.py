@@ -1,7 +1,6 @@
 """Engines over tiny random models, and the reference: the adapted model of transformers on the same weights."""
 
 import gc
-import os
 from contextlib import contextmanager, nullcontext
 from unittest import mock
 
@@ -26,18 +25,14 @@ def saved_model(folder, family, config):
 
 
 @contextmanager
-def engine(folder, processes=False, **options):
-    """Start an engine in this process, and end it.
-
-    `processes` puts it into processes of its own, as engines usually run.
-    """
+def engine(folder, **options):
+    """Start an engine in this process, and end it."""
     from vllm import LLM
     from vllm.distributed import cleanup_dist_env_and_memory
     from vllm.v1.attention import selector
 
     # A test before this one may have used another backend.
     selector._cached_get_attn_backend.cache_clear()
-    os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = str(int(processes))
     defaults = {
         "dtype": "float32",
         "enforce_eager": True,
