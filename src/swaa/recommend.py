@@ -242,7 +242,7 @@ def _why(chosen: Candidate, full: Candidate, goal: str) -> list[str]:
     if chosen.accuracy is not None:
         reasons.append(f"Accuracy {chosen.accuracy:.2f} on generated needles, full attention {full.accuracy:.2f}.")
     else:
-        reasons.append(f"Accuracy is not measured here; its kind: {chosen.evidence}. Add --calibrate.")
+        reasons.append(f"Accuracy is not measured here. Known of its kind: {chosen.evidence}. Add --calibrate.")
     reasons.append("Time is not measured: the arithmetic bounds it, `swaa bench prefill` measures it.")
     return reasons
 
