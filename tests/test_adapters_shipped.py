@@ -24,10 +24,11 @@ def test_an_adapter_finds_what_its_window_had_lost(folder):
     assert adapter.base == DEFAULT_MODEL
     model, tokenizer = load_model(device="cpu", dtype="float32")
     # Three windows, of which the prompt's rows see one.
-    samples = TASKS["needle-multikey"].samples(tokenizer, length=768, count=2, seed=1, split="test")
+    samples = TASKS["needle-multikey"].samples(tokenizer, length=768, count=1, seed=1, split="test")
 
     def nll(model):
-        return sum(answer.nll for answer in score_answers(model, tokenizer, samples, batch_size=2)) / len(samples)
+        (answer,) = score_answers(model, tokenizer, samples)
+        return answer.nll
 
     untrained = nll(swaa.adapt(model, adapter.config))
     trained = swaa.load(folder, dtype=model.dtype)

@@ -9,7 +9,9 @@ import urllib.request
 from urllib.error import URLError
 
 import pytest
+from typer.testing import CliRunner
 
+from swaa.cli import app
 from swaa.models import DEFAULT_MODEL
 from swaa.prose import prose
 
@@ -60,8 +62,10 @@ def test_answers_equal_those_of_generate(client, tmp_path):
     assert [model.id for model in client.models.list()] == [DEFAULT_MODEL]
     file = tmp_path / "prompt.txt"
     file.write_text(QUESTION)
-    command = swaa_command("generate", *RECIPE, "--dtype", "float32", "--max-new-tokens", "40", "--file", str(file))
-    expected = subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    words = ["generate", *RECIPE, "--dtype", "float32", "--max-new-tokens", "40", "--file", str(file)]
+    result = CliRunner().invoke(app, words)
+    assert result.exit_code == 0, result.output
+    expected = result.stdout.strip()
     answer = ask(client)
     assert answer.usage.prompt_tokens > 600
     assert answer.choices[0].message.content.strip() == expected

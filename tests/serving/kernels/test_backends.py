@@ -89,6 +89,6 @@ def test_triton(name, recorded, use, tmp_path):
     with engine(tmp_path, max_num_batched_tokens=64) as llm:
         if recorded:
             record(llm)
-        tokens = prompts(5, 65, 90)
+        tokens = prompts(5, 80)
         check(model, tokens, generate(llm, tokens, new=5))
         check_builders(llm, SWAATritonMetadataBuilder, recorded)
