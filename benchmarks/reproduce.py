@@ -154,14 +154,19 @@ def weights_name(path: Path) -> str:
 def order(options: argparse.Namespace) -> dict[str, Cell]:
     """Return the cells, the most telling first: the first window, fine-tuned models, then other windows and timings.
 
-    A further window is for prompts of eight windows and more.
+    A fine-tuned model's first window is the one that it was trained for. A further window is for prompts of eight
+    windows and more.
     """
-    first, *others = options.windows
-    runs = [(ORIGINAL, first, options.lengths)]
+    first = {ORIGINAL: options.windows[0]}
+    for path in options.adapters:
+        first[weights_name(path)] = read_adapter(path).config.window or options.windows[0]
+    runs = [(weights, window, options.lengths) for weights, window in first.items()]
     runs += [
-        (weights_name(path), read_adapter(path).config.window or first, options.lengths) for path in options.adapters
+        (weights, window, [length for length in options.lengths if length >= 8 * window])
+        for weights in first
+        for window in options.windows
+        if window != first[weights]
     ]
-    runs += [(ORIGINAL, window, [length for length in options.lengths if length >= 8 * window]) for window in others]
     cells = [
         Cell(weights, window, length, part) for weights, window, lengths in runs for part in PARTS for length in lengths
     ]

@@ -1,10 +1,12 @@
 """What `benchmarks/reproduce.py` measured, in `benchmarks/reproduce/`: tables, plots and the HTML report.
 
-`table.csv` has all, `table.md` the means over lengths, `paper.md` and `report.html` the recipes of the paper's table
-and ours beside them; `NAME-arithmetic.png`, `-prefill.png` and `-kv.png` set accuracy against cost. `reproduce.py`
-calls it.
+`table.csv` has all, `table.md` the means over lengths, `paper.md` and `report-WINDOW.html` the recipes of the paper's
+table and ours beside them; `NAME-arithmetic.png`, `-prefill.png` and `-kv.png` set accuracy against cost. What is
+published already, of models and windows that are not among the results, stays. `reproduce.py` calls it.
 """
 
+import contextlib
+import csv
 import dataclasses
 import json
 from collections.abc import Mapping, Sequence
@@ -43,7 +45,7 @@ TASKS = {
 def collect(cells: Sequence[Cell], results: Path, publish: Path, command: str) -> None:
     """Write what is published, from the cells that are complete; `command` measured them."""
     complete = [cell for cell in cells if cell.part != TIMING and (results / cell.name / "summary.json").exists()]
-    if not complete:
+    if not complete and not (publish / "table.csv").exists():
         print("nothing is complete yet: there is nothing to collect")
         return
     publish.mkdir(parents=True, exist_ok=True)
@@ -52,33 +54,80 @@ def collect(cells: Sequence[Cell], results: Path, publish: Path, command: str) -
         for cell in cells
         if cell.part == TIMING
     }
-    runs = dict.fromkeys((cell.weights, cell.window) for cell in complete)
-    table, folders, environments = [], [], {}
-    for weights, window in runs:
+    tables = _published(publish / "table.csv")
+    folders: dict[int, list[Path]] = {}
+    file = publish / "table.json"
+    there = json.loads(file.read_text()) if file.exists() else {"commands": [], "environments": []}
+    environments = {json.dumps(found): found for found in there["environments"]}
+    for weights, window in dict.fromkeys((cell.weights, cell.window) for cell in complete):
         own = [cell for cell in complete if (cell.weights, cell.window) == (weights, window)]
-        name, times = f"{weights}-{window}", timed.get(window, {})
-        folder = results / "runs" / name
-        content, summary = _merge(own, results, folder, times, command)
-        folders.append(folder)
-        rows = _table(weights, window, summary, content["cost"], times)
-        _plots(rows, f"{DEFAULT_MODEL}, {weights} weights, window {window}", publish / name)
-        table += rows
+        folder = results / "runs" / f"{weights}-{window}"
+        content, summary = _merge(own, results, folder, timed.get(window, {}), command)
+        folders.setdefault(window, []).append(folder)
+        tables[weights, window] = _table(weights, window, summary, content["cost"])
         for session in content["sessions"]:
             environments[json.dumps(session["environment"])] = session["environment"]
     for row in (row for rows in timed.values() for row in rows.values()):
         environments[json.dumps(row["environment"])] = row["environment"]
-    columns = list(dict.fromkeys(key for row in table for key in row))
-    write_csv(publish / "table.csv", [{key: _shown(row.get(key)) for key in columns} for row in table])
+    order = list(dict.fromkeys((cell.weights, cell.window) for cell in cells))
+    keys = sorted(tables, key=lambda key: order.index(key) if key in order else len(order))
+    for weights, window in keys:
+        rows = tables[weights, window]
+        for row in rows:
+            _add_times(row, timed.get(window, {}))
+        _plots(rows, f"{DEFAULT_MODEL}, {weights} weights, window {window}", publish / f"{weights}-{window}")
+    table = [row for key in keys for row in tables[key]]
+    columns = list(dict.fromkeys(name for row in table for name in row))
+    write_csv(publish / "table.csv", [{name: _shown(row.get(name)) for name in columns} for row in table])
     (publish / "table.md").write_text(markdown(table), encoding="utf-8")
     (publish / "paper.md").write_text(markdown([row for row in table if row["listed"]]), encoding="utf-8")
-    left = [cell.name for cell in cells if cell not in complete and cell.part != TIMING]
-    write_json(
-        publish / "table.json",
-        {"command": command, "not_complete": left, "environments": [*environments.values()]},
-    )
-    shown = [_short(run, window) for run, (_, window) in zip(read_runs(folders), runs, strict=True)]
-    write_report(shown, publish / "report.html")
+    # A cell fills a column of each of its tasks.
+    left = [
+        cell.name
+        for cell in cells
+        if cell.part != TIMING
+        and not any(row.get(f"{PARTS[cell.part].tasks[0]}_{cell.length}") for row in tables.get(cell[:2], []))
+    ]
+    commands = [*dict.fromkeys([*there["commands"], command])]
+    write_json(file, {"commands": commands, "not_complete": left, "environments": [*environments.values()]})
+    for window, paths in folders.items():
+        write_report([_short(run, window) for run in read_runs(paths)], publish / f"report-{window}.html")
     print(f"{len(complete)} cells collected in {publish}, {len(left)} are not complete")
+
+
+def _published(file: Path) -> dict[tuple[str, int], list[dict[str, Any]]]:
+    """Return the rows of a table that was written before, by weights and window."""
+    found: dict[tuple[str, int], list[dict[str, Any]]] = {}
+    if file.exists():
+        with file.open(encoding="utf-8") as lines:
+            for texts in csv.DictReader(lines):
+                row = {name: _value(text) for name, text in texts.items()}
+                found.setdefault((row["weights"], row["window"]), []).append(row)
+    return found
+
+
+def _value(text: str) -> Any:
+    if text in ("", "True", "False"):
+        return {"": None, "True": True, "False": False}[text]
+    for kind in (int, float):
+        with contextlib.suppress(ValueError):
+            return kind(text)
+    return text
+
+
+def _add_times(row: dict[str, Any], times: Mapping[tuple[str, int], Mapping[str, Any]]) -> None:
+    """Add what was timed of a row's recipe.
+
+    The tail is over when decoding begins, so the recipe without it was timed there.
+    """
+    full = row["recipe"] == FULL
+    stands_for = FULL if full else Variant(row["layers"], row["sinks"], row["fa_decode"], 0).name
+    for (recipe, length), measured in times.items():
+        if recipe == row["recipe"] and row.get(f"prefill_flops_ratio_{length}") is not None:
+            known = {key: measured[key] for key in ("prefill_seconds", "kv_bytes") if measured.get(key)}
+            row |= {f"{key}_{length}": value for key, value in known.items()}
+        if recipe == stands_for and measured.get("decode_ms"):
+            row["decode_ms"] = measured["decode_ms"]
 
 
 def _short(run: Run, window: int) -> Run:
@@ -146,7 +195,6 @@ def _table(
     window: int,
     summary: Sequence[Mapping[str, Any]],
     costs: Mapping[str, Mapping[str, Mapping[str, Any]]],
-    times: Mapping[tuple[str, int], Mapping[str, Any]],
 ) -> list[dict[str, Any]]:
     found = {(row["recipe"], row["task"], row["length"]): row for row in summary}
     lengths = sorted({row["length"] for row in summary})
@@ -171,10 +219,7 @@ def _table(
             prose, cost = found.get((name, "perplexity", length)), costs.get(name, {}).get(str(length), {})
             row |= {f"perplexity_{length}": prose and prose["perplexity"]}
             row |= {f"{key}_{length}": cost.get(key) for key in ("prefill_flops_ratio", "prefill_seconds", "kv_bytes")}
-        # The tail is over when decoding begins, so the recipe without it was timed.
-        stands_for = point._replace(tail=0).name if point else FULL
-        steps = [x["decode_ms"] for (recipe, _), x in times.items() if recipe == stands_for and x.get("decode_ms")]
-        row |= {"decode_ms": steps[0] if steps else None, "longest": lengths[-1]}
+        row |= {"decode_ms": None, "longest": lengths[-1]}
         table.append(row)
     return table
 

@@ -1,4 +1,4 @@
-"""Layer selection of the default model: methods and budgets, at three lengths, under four recipes; and KV heads.
+"""Layer selection of the default model: every method at every budget, at three lengths, under four recipes; KV heads.
 
     python benchmarks/selection.py --jobs 4 --minutes 9     # again and again until it says "complete"
     python benchmarks/selection.py --cells 2k-fa,8k-release # these only; --list shows them, the most telling first
@@ -37,11 +37,12 @@ class Length(NamedTuple):
 
 
 LENGTHS = {"2k": Length(2048, 256, 60, 64), "4k": Length(4096, 512, 30, 128), "8k": Length(8000, 512, 20, 512)}
-# Long prompts cost more: smaller budgets, which are those of the aims.
-BUDGETS = {"2k": (1, 2, 4, 8, 15), "4k": (2, 4, 8), "8k": (1, 2, 4, 8)}
+BUDGETS = {"2k": (1, 2, 4, 8, 15), "4k": (2, 4, 8, 15), "8k": (1, 2, 4, 8, 15)}
 
-# Taking layers away one by one costs as much as all other methods; exchanging them, more.
+# Taking layers away costs as much as all other methods; exchanging them, more. So these get cells of their own, with
+# the budgets of the aims, and what they are compared with.
 METHODS = tuple(name for name in SELECTORS if name not in ("backward", "swap"))
+EXCHANGES = ("greedy", "backward", "swap")
 # Among three times as many KV heads at a bearable cost.
 HEAD_METHODS = ("periodic", "nll", "nll-won", "gates")
 # KV heads of a layer.
@@ -65,7 +66,10 @@ MODES = {
     # What few layers can do at best.
     "fa-tail-sinks": Mode(True, 64, True),
     "release-tail-sinks": Mode(False, 64, True),
-    "fa-exchanged": Mode(True, 0, False, (4,), ("greedy", "backward", "swap")),
+    "fa-exchanged": Mode(True, 0, False, (4,), EXCHANGES),
+    "release-exchanged": Mode(False, 0, False, (8,), EXCHANGES),
+    "fa-tail-sinks-exchanged": Mode(True, 64, True, (4,), EXCHANGES),
+    "release-tail-sinks-exchanged": Mode(False, 64, True, (8,), EXCHANGES),
     "release-heads": Mode(False, 0, False, (4, 8), HEAD_METHODS, "heads"),
     "release-tail-sinks-heads": Mode(False, 64, True, (4, 8), HEAD_METHODS, "heads"),
 }
@@ -74,6 +78,9 @@ ORDER = (
     *("8k-release-tail-sinks", "8k-fa-tail-sinks", "2k-release-tail-sinks", "2k-fa-tail-sinks", "4k-fa-tail-sinks"),
     *("2k-release-tail-sinks-heads", "2k-fa", "2k-release", "8k-release-tail-sinks-heads", "4k-release-tail-sinks"),
     *("2k-fa-exchanged", "8k-fa", "8k-release", "4k-fa", "4k-release", "2k-release-heads"),
+    *("8k-release-tail-sinks-exchanged", "8k-fa-exchanged", "8k-release-exchanged", "8k-fa-tail-sinks-exchanged"),
+    *("2k-release-tail-sinks-exchanged", "2k-release-exchanged", "2k-fa-tail-sinks-exchanged", "4k-release-exchanged"),
+    *("4k-fa-exchanged", "4k-release-tail-sinks-exchanged", "4k-fa-tail-sinks-exchanged"),
 )
 # Tokens that a pass holds.
 PASS_TOKENS = 1 << 16

@@ -4,7 +4,7 @@
 
 Writes of each cell its curve (CSV and plot) and, for each budget, the plan that the calibration data prefers;
 `table.csv` with these plans beside periodic layers; `aims.csv` with the plans that it prefers under a budget, whatever
-the recipe; and `overview.png`.
+the recipe; and `overview.png`. What is published already and not among the results stays.
 """
 
 import csv
@@ -40,43 +40,77 @@ def collect(results: Path) -> None:
     HERE.mkdir(exist_ok=True)
     # So that a plan that ships as a recipe refuses other models.
     shape = model_shape(load_config(DEFAULT_MODEL))
-    table, preferred = [], {}
+    table, preferred, sessions = [], {}, []
+    published = _published("table.csv")
     for cell in ORDER:
+        earlier = [row for row in published if row["cell"] == cell]
+        for row in (row for row in earlier if row["method"] not in (FULL, NONE)):
+            row["budget"] = int(row["budget"])
+            preferred[cell, row["budget"]] = LayerPlan.load(HERE / f"{cell}-{row['budget']}.json")
         folder = results / cell
         if not (folder / "curve.csv").exists():
+            table += earlier
             continue
+        sessions += json.loads((folder / "run.json").read_text())["sessions"][-1:]
         with (folder / "curve.csv").open() as file:
             # Full attention, and no full layer. A later run with fewer methods leaves the other plans where they are.
             rows = [_measures(row) for row in list(csv.DictReader(file))[:2]]
         found = [LayerPlan.load(path) for path in sorted(folder.glob("*-*.json"))]
-        order = {name: place for place, name in enumerate(SELECTORS)}
-        found.sort(key=lambda plan: (plan.budget, order[plan.method]))
-        rows += [_of_plan(plan, rows[0]["accuracy"]) for plan in found]
-        write_csv(HERE / f"{cell}.csv", rows)
-        length, mode = cell.split("-", 1)
-        plots.save(budget_curve(rows, title=f"{MODEL}, {length} tokens: {mode}"), HERE / f"{cell}.png")
-        table += [{"cell": cell, "budget": 0 if row["method"] == NONE else ""} | row for row in rows[:2]]
-        for budget in sorted({plan.budget for plan in found}):
-            plans = {plan.method: plan for plan in found if plan.budget == budget}
-            # By the calibration data, never by the held-out samples that are reported.
-            best = min(plans.values(), key=lambda plan: float(plan.measured["calibration_nll"]))
+        full = rows[0]["accuracy"]
+        _save_curve(cell, rows, [_of_plan(plan, full) for plan in found])
+        table += [{"cell": cell, "budget": 0 if row["method"] == NONE else ""} | row for row in rows]
+        budgets = {plan.budget for plan in found}
+        new = {budget: _best(cell, [plan for plan in found if plan.budget == budget], full) for budget in budgets}
+        for budget, (best, _) in new.items():
             preferred[cell, budget] = best
-            row = {"cell": cell, "budget": budget} | _of_plan(best, rows[0]["accuracy"])
-            if "periodic" in plans:
-                periodic = _of_plan(plans["periodic"], rows[0]["accuracy"])
-                row |= {f"periodic_{name}": periodic[name] for name in ("layers", "accuracy", "accuracy_ratio")}
-            table.append(row)
             dataclasses.replace(best, shape=shape).save(HERE / f"{cell}-{budget}.json")
+        kept = {row["budget"]: row for row in earlier if row["method"] not in (FULL, NONE)}
+        of_budgets = kept | {budget: row for budget, (_, row) in new.items()}
+        table += [of_budgets[budget] for budget in sorted(of_budgets)]
     if not table:
         sys.exit(f"{results} holds no complete cell: run it first")
     write_csv(HERE / "table.csv", _even(table))
     write_csv(HERE / "aims.csv", _even(_aims(preferred, table)))
     _overview(table)
-    sessions = [
-        json.loads((results / cell / "run.json").read_text())["sessions"][-1] for cell in {row["cell"] for row in table}
-    ]
-    environments = {json.dumps(session["environment"]): session["environment"] for session in sessions}
-    write_json(HERE / "table.json", {"command": COMMAND, "environments": list(environments.values())})
+    file = HERE / "table.json"
+    there = json.loads(file.read_text())["environments"] if file.exists() else []
+    environments = {json.dumps(found): found for found in [*there, *(session["environment"] for session in sessions)]}
+    write_json(file, {"command": COMMAND, "environments": list(environments.values())})
+
+
+def _published(name: str) -> list[dict[str, Any]]:
+    file = HERE / name
+    if not file.exists():
+        return []
+    with file.open() as lines:
+        return [_measures(row) for row in csv.DictReader(lines)]
+
+
+def _save_curve(cell: str, references: Sequence[dict[str, Any]], rows: Sequence[dict[str, Any]]) -> None:
+    """Write a cell's rows, those published before that are not among them too, and plot them."""
+    order = {name: place for place, name in enumerate(SELECTORS)}
+    # Files hold six digits.
+    known = {(row["method"], round(row["full_layers"], 4)): row for row in [*_published(f"{cell}.csv")[2:], *rows]}
+    # A budget's periodic layers may be one fewer: they come first.
+    curve = sorted(known.values(), key=lambda row: (round(row["full_layers"], 4), order[row["method"]]))
+    write_csv(HERE / f"{cell}.csv", [*references, *curve])
+    length, mode = cell.split("-", 1)
+    figure = budget_curve([*references, *curve], title=f"{MODEL}, {length} tokens: {mode}")
+    plots.save(figure, HERE / f"{cell}.png")
+
+
+def _best(cell: str, plans: Sequence[LayerPlan], full: float) -> tuple[LayerPlan, dict[str, Any]]:
+    """Return the plan of a budget that the calibration data prefers, and its row, beside periodic layers.
+
+    By the calibration data, never by the held-out samples that are reported.
+    """
+    best = min(plans, key=lambda plan: (float(plan.measured["calibration_nll"]), list(SELECTORS).index(plan.method)))
+    row = {"cell": cell, "budget": best.budget} | _of_plan(best, full)
+    for plan in plans:
+        if plan.method == "periodic":
+            periodic = _of_plan(plan, full)
+            row |= {f"periodic_{name}": periodic[name] for name in ("layers", "accuracy", "accuracy_ratio")}
+    return best, row
 
 
 def _aims(preferred: Mapping[tuple[str, int], LayerPlan], table: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -125,9 +159,10 @@ def _of_plan(plan: LayerPlan, full: float) -> dict[str, Any]:
 
 
 def _measures(row: Mapping[str, str]) -> dict[str, Any]:
-    texts = ("method", "layers")
-    numbers = {name: float(text or "nan") for name, text in row.items() if name not in (*texts, "seconds")}
-    return {name: row[name] for name in texts} | numbers
+    """Return a row of a file with its numbers as such, but for the seconds, which depend on what ran beside."""
+    texts = ("cell", "budget", "method", "layers", "periodic_layers")
+    known = {name: text for name, text in row.items() if name in texts or (text and name != "seconds")}
+    return {name: text if name in texts else float(text) for name, text in known.items()}
 
 
 def _even(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:

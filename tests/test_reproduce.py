@@ -81,4 +81,4 @@ def test_a_cell_that_was_stopped_is_continued_and_collected(tmp_path, monkeypatc
     assert by_name["10 sinks"] < by_name["naive"]
     assert by_name["full"] == min(by_name.values())
     assert "| original | 16 | none | 10 |" in (tmp_path / "made" / "table.md").read_text()
-    assert (tmp_path / "made" / "report.html").exists()
+    assert (tmp_path / "made" / "report-16.html").exists()
