@@ -7,6 +7,9 @@ VLLM_BIN := .venv-vllm/bin
 # Two workers, which one GPU can hold.
 SERVING := -o addopts=--strict-markers --numprocesses=2
 
+# Kept bytecode halves the start of a process that imports vLLM, and the tests start many.
+unexport PYTHONDONTWRITEBYTECODE
+
 .PHONY: demo test coverage test-vllm lint docs environments clean
 
 demo: $(VENV)/.installed

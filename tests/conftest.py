@@ -4,6 +4,8 @@ import gc
 import os
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # before anything imports huggingface_hub: a test never waits for a network
+# Before anything loads OpenMP: tensors are tiny, the test workers share the cores, and a second thread waits spinning.
+os.environ["OMP_NUM_THREADS"] = "1"
 
 import pytest
 import torch
@@ -11,9 +13,6 @@ import torch
 # Before a kernel is defined: without a GPU, Triton's interpreter runs it on the CPU.
 if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"
-
-# Tiny tensors: a second thread only waits, and the test workers share the cores.
-torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="module")

@@ -1,6 +1,6 @@
 """Compiled decoder layers: the same numbers, one code for all layers and lengths.
 
-That generation stays the same is seen with Inductor in `test_gemv.py` and with full heads in `test_heads.py`.
+That generation stays the same is seen with full heads in `test_heads.py`, with Inductor on a GPU.
 """
 
 import pytest

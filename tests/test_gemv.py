@@ -9,8 +9,6 @@ import pytest
 import torch
 from torch import nn
 
-import swaa
-from families import tiny_model
 from swaa.gemv import gemv, inductor, rewrite
 
 
@@ -48,12 +46,18 @@ class Layer(nn.Module):
         return self.last(torch.cat([layer(x) for layer in self.first], dim=-1).sin())
 
 
-def compiled(model, replaced):
-    def counting(graph, inputs):
+def counting(replaced):
+    """A backend that runs what `rewrite` makes of a graph, and notes how many layers became how many launches."""
+
+    def backend(graph, inputs):
         replaced.append((rewrite(graph), sum(n.target == torch.ops.swaa.gemv.default for n in graph.graph.nodes)))
         return graph.forward
 
-    return torch.compile(model, dynamic=True, backend=counting)
+    return backend
+
+
+def compiled(model, replaced):
+    return torch.compile(model, dynamic=True, backend=counting(replaced))
 
 
 @torch.no_grad()
@@ -87,15 +91,6 @@ def test_inductor_compiles_the_rest():
     model = Layer()
     x = torch.randn(1, 1, 24)
     torch.testing.assert_close(torch.compile(model, dynamic=True, backend=inductor)(x), model(x))
-
-
-@torch.no_grad()
-def test_a_model_computes_the_same_tokens():
-    model = swaa.adapt(tiny_model(num_hidden_layers=1), swaa.SWAAConfig(window=7, sinks=3, fa_decode=True))
-    ids = torch.randint(3, 101, (1, 30))
-    wanted = model.generate(ids, max_new_tokens=4, do_sample=False)
-    swaa.compile_layers(model)
-    assert torch.equal(model.generate(ids, max_new_tokens=4, do_sample=False), wanted)
 
 
 def test_kernels_compile_for_hopper_and_wait_in_time():

@@ -5,7 +5,6 @@ from itertools import product
 
 import pytest
 import torch
-from torch._dynamo.testing import CompileCounter
 from transformers import DynamicCache, StaticCache
 from transformers.cache_utils import CacheLayerMixin
 
@@ -22,6 +21,7 @@ from swaa.decoding import why_not
 from swaa.evaluate import cache_bytes, held_bytes
 from swaa.geometry import build_geometry
 from swaa.mask import oracle_head_masks
+from test_gemv import counting
 
 CONFIG = swaa.SWAAConfig(window=7, sinks=3, full_layers=[2], full_heads={0: [1], 3: [0, 2, 3]})
 GQA = {"num_attention_heads": 8, "num_key_value_heads": 4}
@@ -211,10 +211,12 @@ def test_attention_weights():
 def test_compiled_layers_generate_the_same():
     torch._dynamo.reset()
     model = swaa.adapt(tiny_model(**GQA, num_hidden_layers=1), CONFIG.replace(full_layers="none", full_heads={0: [1]}))
-    options = OPTIONS | {"max_new_tokens": 4}
-    wanted = model.generate(IDS, **options)
-    swaa.compile_layers(model, backend=CompileCounter())
-    assert torch.equal(model.generate(IDS, **options), wanted)
+    options, replaced = OPTIONS | {"max_new_tokens": 4}, []
+    wanted = model.generate(IDS[:1], **options)
+    swaa.compile_layers(model, backend=counting(replaced))
+    assert torch.equal(model.generate(IDS[:1], **options), wanted)
+    # Seven linear layers of a single token, of which three, and two, have the same input.
+    assert [sum(numbers) for numbers in zip(*replaced, strict=True)] == [7, 4]
     torch._dynamo.reset()
 
 

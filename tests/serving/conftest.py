@@ -19,9 +19,8 @@ else:
         # All of an engine in this process: it starts in seconds, and tests can look into its scheduler.
         "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
         "VLLM_CPU_KVCACHE_SPACE": "1",
-        # One thread each: the test workers share the cores. Binding wants a NUMA node for each process, too.
+        # The test workers share the cores, and binding wants a NUMA node for each process.
         "VLLM_CPU_OMP_THREADS_BIND": "nobind",
-        "OMP_NUM_THREADS": "1",
         "VLLM_NO_USAGE_STATS": "1",
         # What finds n-gram drafts is compiled for half a minute otherwise.
         "NUMBA_DISABLE_JIT": "1",
