@@ -9,7 +9,7 @@ import contextlib
 import csv
 import dataclasses
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -22,6 +22,7 @@ from swaa.report.export import write_report
 from swaa.report.pareto import pareto_front
 from swaa.report.reading import Run, read_runs
 from swaa.results import read_lines, replace_json, replace_lines, write_csv, write_json
+from swaa.runs.summary import summarise
 
 # As in arXiv 2512.10411, then what it does not have. `sinks` of 100 stand for a quarter of the window here.
 PAPER = [
@@ -43,9 +44,9 @@ TASKS = {
 
 
 def collect(cells: Sequence[Cell], results: Path, publish: Path, command: str) -> None:
-    """Write what is published, from the cells that are complete; `command` measured them."""
-    complete = [cell for cell in cells if cell.part != TIMING and (results / cell.name / "summary.json").exists()]
-    if not complete and not (publish / "table.csv").exists():
+    """Write what is published, from cells that may still lack recipes; `command` measured them."""
+    begun = [cell for cell in cells if cell.part != TIMING and (results / cell.name / "samples.jsonl").exists()]
+    if not begun and not (publish / "table.csv").exists():
         print("nothing is complete yet: there is nothing to collect")
         return
     publish.mkdir(parents=True, exist_ok=True)
@@ -59,8 +60,8 @@ def collect(cells: Sequence[Cell], results: Path, publish: Path, command: str) -
     file = publish / "table.json"
     there = json.loads(file.read_text()) if file.exists() else {"commands": [], "environments": []}
     environments = {json.dumps(found): found for found in there["environments"]}
-    for weights, window in dict.fromkeys((cell.weights, cell.window) for cell in complete):
-        own = [cell for cell in complete if (cell.weights, cell.window) == (weights, window)]
+    for weights, window in dict.fromkeys((cell.weights, cell.window) for cell in begun):
+        own = [cell for cell in begun if (cell.weights, cell.window) == (weights, window)]
         folder = results / "runs" / f"{weights}-{window}"
         content, summary = _merge(own, results, folder, timed.get(window, {}), command)
         folders.setdefault(window, []).append(folder)
@@ -81,18 +82,17 @@ def collect(cells: Sequence[Cell], results: Path, publish: Path, command: str) -
     write_csv(publish / "table.csv", [{name: _shown(row.get(name)) for name in columns} for row in table])
     (publish / "table.md").write_text(markdown(table), encoding="utf-8")
     (publish / "paper.md").write_text(markdown([row for row in table if row["listed"]]), encoding="utf-8")
-    # A cell fills a column of each of its tasks.
-    left = [
-        cell.name
-        for cell in cells
-        if cell.part != TIMING
-        and not any(row.get(f"{PARTS[cell.part].tasks[0]}_{cell.length}") for row in tables.get(cell[:2], []))
-    ]
+    left = [cell.name for cell in cells if cell.part != TIMING and not _complete(cell, tables.get(cell[:2], []))]
     commands = [*dict.fromkeys([*there["commands"], command])]
     write_json(file, {"commands": commands, "not_complete": left, "environments": [*environments.values()]})
     for window, paths in folders.items():
         write_report([_short(run, window) for run in read_runs(paths)], publish / f"report-{window}.html")
-    print(f"{len(complete)} cells collected in {publish}, {len(left)} are not complete")
+    print(f"{len(begun)} cells collected in {publish}, {len(left)} are not complete")
+
+
+def _complete(cell: Cell, rows: Sequence[Mapping[str, Any]]) -> bool:
+    """Tell whether a table has all of a cell, which fills a column of each of its tasks."""
+    return bool(rows) and all(row.get(f"{PARTS[cell.part].tasks[0]}_{cell.length}") is not None for row in rows)
 
 
 def _published(file: Path) -> dict[tuple[str, int], list[dict[str, Any]]]:
@@ -160,9 +160,10 @@ def _merge(
                 known = {key: measured[key] for key in ("prefill_seconds", "kv_bytes") if measured.get(key)}
                 costs.setdefault(name, {})[length] = cost | known
     measured_rows: dict[str, list[dict[str, Any]]] = {}
-    for cell in cells:
-        for row in json.loads((results / cell.name / "summary.json").read_text()):
-            measured_rows.setdefault(row["recipe"], []).append(row)
+    for cell, part in zip(cells, parts, strict=True):
+        for row in summarise(read_lines(results / cell.name / "samples.jsonl"), part):
+            if row["count"] == part["settings"]["samples"]:
+                measured_rows.setdefault(row["recipe"], []).append(row)
     summary = []
     for name, stands_for in plain.items():
         own = [row for row in measured_rows.get(name, []) if row["task"] != "perplexity"]
@@ -206,15 +207,11 @@ def _table(
             continue
         row: dict[str, Any] = {"weights": weights, "window": window, "recipe": name, "listed": _listed(point, window)}
         row |= point._asdict() if point else {"layers": "all", "sinks": 0, "fa_decode": False, "tail": 0}
-        scores = {
-            f"{task}_{length}": found[name, task, length]["score"]
-            for task, length in asked
-            if (name, task, length) in found
-        }
-        row |= scores | {"mean": fmean(scores.values()) if scores else None}
+        scores = {f"{task}_{length}": found.get((name, task, length), {}).get("score") for task, length in asked}
+        row |= scores | {"mean": _mean(scores.values())}
         full = table[0]["mean"] if table else row["mean"]
-        row["of_full"] = row["mean"] / full if scores and full else None
-        row["longest_mean"] = _mean([found.get((name, task, n)) for task, n in asked if n == lengths[-1]])
+        row["of_full"] = row["mean"] / full if row["mean"] is not None and full else None
+        row["longest_mean"] = _mean(scores[f"{task}_{n}"] for task, n in asked if n == lengths[-1])
         for length in lengths:
             prose, cost = found.get((name, "perplexity", length)), costs.get(name, {}).get(str(length), {})
             row |= {f"perplexity_{length}": prose and prose["perplexity"]}
@@ -224,9 +221,10 @@ def _table(
     return table
 
 
-def _mean(rows: Sequence[Mapping[str, Any] | None]) -> float | None:
-    values = [row["score"] for row in rows if row]
-    return fmean(values) if values else None
+def _mean(values: Iterable[float | None]) -> float | None:
+    """Return the mean of what is known, None if anything is not: it would be another mean than that of other rows."""
+    known = [*values]
+    return None if not known or None in known else fmean(x for x in known if x is not None)
 
 
 def _listed(point: Variant | None, window: int) -> bool:
@@ -243,14 +241,18 @@ def markdown(table: Sequence[Mapping[str, Any]]) -> str:
     head = ["weights", "window", "full layers", "sinks", "FA decode", "tail", *TASKS.values(), "mean", "of full"]
     head += ["perplexity", "arithmetic", "prefill, ms", "token, ms", "KV, MB"]
     lines = [head, ["---"] * 3 + ["---:"] * (len(head) - 3)]
+    measured: dict[tuple[str, int], set[str]] = {}
+    for row in table:
+        known = {name for name, value in row.items() if value is not None}
+        measured.setdefault((row["weights"], row["window"]), set()).update(known)
     for row in table:
         full, longest = row["recipe"] == FULL, row["longest"]
         line = ["original" if row["weights"] == ORIGINAL else row["weights"], "full" if full else str(row["window"])]
         line += [row["layers"], str(row["sinks"]), "-" if full else "yes" if row["fa_decode"] else "no"]
         line.append(str(row["tail"]))
         for task in TASKS:
-            scores = [row[key] for key in row if key.rpartition("_")[0] == task and row[key] is not None]
-            line.append(_number(fmean(scores) if scores else None, 100, 1))
+            columns = [x for x in measured[row["weights"], row["window"]] if x.rpartition("_")[0] == task]
+            line.append(_number(_mean(row.get(name) for name in columns), 100, 1))
         line += [_number(row["mean"], 100, 1), _number(row["of_full"], 1, 2)]
         line.append(_number(row[f"perplexity_{longest}"], 1, 1))
         line.append(_number(row[f"prefill_flops_ratio_{longest}"], 1, 2))

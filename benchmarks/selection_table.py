@@ -29,6 +29,7 @@ from swaa.select import SELECTORS
 from swaa.select.plan import LayerPlan
 from swaa.select.problem import UNITS, unit_name
 
+EXCHANGED = "-exchanged"
 COMMAND = "python benchmarks/selection.py --jobs 6"
 HERE = Path(__file__).parent / "selection"
 # FA decode, most full layers, share of full attention's accuracy, by length.
@@ -147,6 +148,8 @@ def _overview(table: Sequence[dict[str, Any]]) -> None:
     for row in sorted(table, key=lambda row: list(LENGTHS).index(row["cell"].split("-")[0])):
         if row["method"] != FULL:
             length, mode = row["cell"].split("-", 1)
+            if mode.endswith(EXCHANGED):
+                continue  # one budget is no line
             lines.setdefault(length, {}).setdefault(mode, {})[row["full_layers"]] = row["accuracy_ratio"]
     windows = ", ".join(f"{name}: {LENGTHS[name].window}" for name in lines)
     figure = shares_of_full(lines, title=f"{MODEL}: what full layers buy", note=f"windows {windows}")
@@ -160,8 +163,10 @@ def _of_plan(plan: LayerPlan, full: float) -> dict[str, Any]:
 
 def _measures(row: Mapping[str, str]) -> dict[str, Any]:
     """Return a row of a file with its numbers as such, but for the seconds, which depend on what ran beside."""
-    texts = ("cell", "budget", "method", "layers", "periodic_layers")
-    known = {name: text for name, text in row.items() if name in texts or (text and name != "seconds")}
+    first = [name for name in ("cell", "budget", "method", "layers") if name in row]
+    texts = (*first, "periodic_layers")
+    known = {name: row[name] for name in dict.fromkeys([*first, *row])}
+    known = {name: text for name, text in known.items() if name in texts or (text and name != "seconds")}
     return {name: text if name in texts else float(text) for name, text in known.items()}
 
 
