@@ -65,7 +65,8 @@ def collect(cells: Sequence[Cell], results: Path, publish: Path, command: str) -
         folder = results / "runs" / f"{weights}-{window}"
         content, summary = _merge(own, results, folder, timed.get(window, {}), command)
         folders.setdefault(window, []).append(folder)
-        tables[weights, window] = _table(weights, window, summary, content["cost"])
+        earlier = tables.get((weights, window), [])
+        tables[weights, window] = _table(weights, window, summary, content["cost"], earlier)
         for session in content["sessions"]:
             environments[json.dumps(session["environment"])] = session["environment"]
     for row in (row for rows in timed.values() for row in rows.values()):
@@ -79,14 +80,20 @@ def collect(cells: Sequence[Cell], results: Path, publish: Path, command: str) -
         _plots(rows, f"{DEFAULT_MODEL}, {weights} weights, window {window}", publish / f"{weights}-{window}")
     table = [row for key in keys for row in tables[key]]
     columns = list(dict.fromkeys(name for row in table for name in row))
-    write_csv(publish / "table.csv", [{name: _shown(row.get(name)) for name in columns} for row in table])
+    write_csv(publish / "table.csv", [{name: row.get(name) for name in columns} for row in table])
     (publish / "table.md").write_text(markdown(table), encoding="utf-8")
     (publish / "paper.md").write_text(markdown([row for row in table if row["listed"]]), encoding="utf-8")
     left = [cell.name for cell in cells if cell.part != TIMING and not _complete(cell, tables.get(cell[:2], []))]
     commands = [*dict.fromkeys([*there["commands"], command])]
     write_json(file, {"commands": commands, "not_complete": left, "environments": [*environments.values()]})
+    runs = {cell[:2] for cell in begun}
     for window, paths in folders.items():
-        write_report([_short(run, window) for run in read_runs(paths)], publish / f"report-{window}.html")
+        page = publish / f"report-{window}.html"
+        lacking = [x for x in cells if x.window == window and x.part != TIMING and x[:2] in runs and x not in begun]
+        if page.exists() and lacking:
+            print(f"{page} stays: {results} lacks {lacking[0].name}")
+        else:
+            write_report([_short(run, window) for run in read_runs(paths)], page)
     print(f"{len(begun)} cells collected in {publish}, {len(left)} are not complete")
 
 
@@ -196,29 +203,39 @@ def _table(
     window: int,
     summary: Sequence[Mapping[str, Any]],
     costs: Mapping[str, Mapping[str, Mapping[str, Any]]],
+    earlier: Sequence[Mapping[str, Any]],
 ) -> list[dict[str, Any]]:
+    """Return a row a recipe; what is not measured now is taken from the rows that were published earlier."""
     found = {(row["recipe"], row["task"], row["length"]): row for row in summary}
     lengths = sorted({row["length"] for row in summary})
     asked = sorted({(row["task"], row["length"]) for row in summary if row["score"] is not None})
+    there = {row["recipe"]: row for row in earlier}
     table: list[dict[str, Any]] = []
     for point in (None, *grid(window)):
         name = point.name if point else FULL
-        if not any(key[0] == name for key in found):
+        if name not in there and not any(key[0] == name for key in found):
             continue
         row: dict[str, Any] = {"weights": weights, "window": window, "recipe": name, "listed": _listed(point, window)}
         row |= point._asdict() if point else {"layers": "all", "sinks": 0, "fa_decode": False, "tail": 0}
-        scores = {f"{task}_{length}": found.get((name, task, length), {}).get("score") for task, length in asked}
-        row |= scores | {"mean": _mean(scores.values())}
-        full = table[0]["mean"] if table else row["mean"]
-        row["of_full"] = row["mean"] / full if row["mean"] is not None and full else None
-        row["longest_mean"] = _mean(scores[f"{task}_{n}"] for task, n in asked if n == lengths[-1])
+        row |= {f"{task}_{length}": found.get((name, task, length), {}).get("score") for task, length in asked}
+        row |= dict.fromkeys(("mean", "of_full", "longest_mean"))
         for length in lengths:
             prose, cost = found.get((name, "perplexity", length)), costs.get(name, {}).get(str(length), {})
             row |= {f"perplexity_{length}": prose and prose["perplexity"]}
             row |= {f"{key}_{length}": cost.get(key) for key in ("prefill_flops_ratio", "prefill_seconds", "kv_bytes")}
-        row |= {"decode_ms": None, "longest": lengths[-1]}
+        row |= {"decode_ms": None, "longest": max(lengths + [other["longest"] for other in earlier])}
+        row |= {key: value for key, value in there.get(name, {}).items() if row.get(key) is None}
         table.append(row)
+    columns = {key for row in table for key, value in row.items() if _task(key) in TASKS and value is not None}
+    for row in table:
+        row["mean"] = _mean(row.get(key) for key in sorted(columns))
+        row["of_full"] = row["mean"] / table[0]["mean"] if row["mean"] is not None and table[0]["mean"] else None
+        row["longest_mean"] = _mean(row.get(key) for key in sorted(columns) if key.endswith(f"_{row['longest']}"))
     return table
+
+
+def _task(column: str) -> str:
+    return column.rpartition("_")[0]
 
 
 def _mean(values: Iterable[float | None]) -> float | None:
@@ -251,7 +268,7 @@ def markdown(table: Sequence[Mapping[str, Any]]) -> str:
         line += [row["layers"], str(row["sinks"]), "-" if full else "yes" if row["fa_decode"] else "no"]
         line.append(str(row["tail"]))
         for task in TASKS:
-            columns = [x for x in measured[row["weights"], row["window"]] if x.rpartition("_")[0] == task]
+            columns = [x for x in measured[row["weights"], row["window"]] if _task(x) == task]
             line.append(_number(_mean(row.get(name) for name in columns), 100, 1))
         line += [_number(row["mean"], 100, 1), _number(row["of_full"], 1, 2)]
         line.append(_number(row[f"perplexity_{longest}"], 1, 1))
@@ -269,10 +286,6 @@ def markdown(table: Sequence[Mapping[str, Any]]) -> str:
 
 def _number(value: float | None, factor: float, digits: int) -> str:
     return "-" if value is None else f"{value * factor:.{digits}f}"
-
-
-def _shown(value: Any) -> Any:
-    return "" if value is None else value
 
 
 def _plots(table: Sequence[Mapping[str, Any]], title: str, path: Path) -> None:

@@ -82,3 +82,24 @@ def test_a_cell_that_was_stopped_is_continued_and_collected(tmp_path, monkeypatc
     assert by_name["full"] == min(by_name.values())
     assert "| original | 16 | none | 10 |" in (tmp_path / "made" / "table.md").read_text()
     assert (tmp_path / "made" / "report-16.html").exists()
+
+
+def test_what_was_published_stays_beside_what_is_new():
+    import reproduce_table
+
+    def rows(task, **scores):
+        return [{"recipe": name, "task": task, "length": 128, "score": score} for name, score in scores.items()]
+
+    def table(summary, earlier):
+        return {row["recipe"]: row for row in reproduce_table._table("original", 16, summary, {}, earlier)}
+
+    first = table(rows("needle", full=0.8, naive=0.2), [])
+    assert first["naive"]["of_full"] == pytest.approx(0.25)
+    # Of the other task, a recipe is not measured yet: a mean of less would be none.
+    second = table(rows("ruler-vt", full=0.4), [*first.values()])
+    assert second["full"]["mean"] == pytest.approx(0.6)
+    assert (second["naive"]["needle_128"], second["naive"]["mean"], second["naive"]["of_full"]) == (0.2, None, None)
+    # A figure that is measured again replaces the one before.
+    third = table(rows("ruler-vt", naive=0.1) + rows("needle", naive=0.5), [*second.values()])
+    assert third["naive"]["longest_mean"] == pytest.approx(0.3)
+    assert third["naive"]["of_full"] == pytest.approx(0.5)
