@@ -1,10 +1,11 @@
 """The recorded step of a static cache, here without the recording: the same kernels run in Triton's interpreter."""
 
+import gc
 import warnings
 
 import pytest
 import torch
-from transformers import DynamicCache, StaticCache
+from transformers import Cache, DynamicCache, StaticCache
 
 import swaa
 from families import reference, tiny_model
@@ -120,6 +121,22 @@ def test_a_second_turn_on_the_same_static_cache(config, steps):
         turns.append((logits, adapted(more, past_key_values=cache).logits, whole))
     for one, other in zip(*turns, strict=True):
         torch.testing.assert_close(one, other, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["dynamic", "static"])
+def test_a_cache_goes_with_its_last_user(kind, request):
+    """Keys and values of a long prompt are gigabytes: they must not wait until Python looks for circles."""
+
+    def caches():
+        return sum(issubclass(type(x), Cache) for x in gc.get_objects())
+
+    adapted = swaa.adapt(tiny_model(), CONFIGS["ring and full"])
+    gc.collect()
+    request.addfinalizer(gc.enable)
+    gc.disable()
+    before = caches()
+    adapted.generate(**prompt(2, 12), max_new_tokens=5, do_sample=False, cache_implementation=kind)
+    assert caches() == before
 
 
 def test_says_why_not():

@@ -1,6 +1,7 @@
 """On a CUDA device: backends against the oracle, generation against explicit masks, offloading, graph capture."""
 
 import copy
+import gc
 
 import pytest
 import torch
@@ -190,6 +191,24 @@ def test_recorded_steps_are_token_exact(config, monkeypatch):
         assert torch.equal(adapted.generate(ids, cache_implementation="static", **options), wanted)
     assert len(replays) == 3
     assert not swaa.adaptation(adapted).compiled
+
+
+def test_a_recorded_step_leaves_no_memory_behind(request):
+    """Keys and values of a long prompt are gigabytes: they must not wait until Python looks for circles."""
+    adapted = swaa.adapt(tiny_model(max_position_embeddings=4096).cuda(), CONFIG)
+    ids, config = IDS.cuda().repeat(1, 80), adapted.config
+
+    def generate():
+        adapted.generate(ids, max_new_tokens=5, do_sample=False, cache_implementation="static")
+        return torch.cuda.memory_allocated()
+
+    a_layer = 2 * 4 * ids.shape[1] * config.num_key_value_heads * config.head_dim
+    generate()
+    gc.collect()
+    request.addfinalizer(gc.enable)
+    gc.disable()
+    before = generate()
+    assert max(generate() for _ in range(3)) < before + a_layer * config.num_hidden_layers / 2
 
 
 @torch.no_grad()

@@ -111,7 +111,9 @@ class DecodeCache(Cache):
         return (self.column - self.padding)[:, None]
 
     def finish(self) -> None:
-        """Count the decoded tokens in the static cache."""
+        """Count the decoded tokens in the static cache; no step may follow."""
+        # Each layer knows this cache: in a circle, keys and values would stay until Python looks for circles.
+        self.layers, self.described = [], {}
         for layer in self.cache.layers:
             layer.cumulative_length.add_(self.count)
             if isinstance(layer, StaticSinkWindowLayer):
