@@ -154,21 +154,15 @@ def weights_name(path: Path) -> str:
 def order(options: argparse.Namespace) -> dict[str, Cell]:
     """Return the cells, the most telling first: the first window, fine-tuned models, then other windows and timings.
 
-    A fine-tuned model's first window is the one that it was trained for. A further window is for prompts of eight
-    windows and more.
+    A fine-tuned model's first window is the one that it was trained for.
     """
     first = {ORIGINAL: options.windows[0]}
     for path in options.adapters:
         first[weights_name(path)] = read_adapter(path).config.window or options.windows[0]
-    runs = [(weights, window, options.lengths) for weights, window in first.items()]
-    runs += [
-        (weights, window, [length for length in options.lengths if length >= 8 * window])
-        for weights in first
-        for window in options.windows
-        if window != first[weights]
-    ]
+    runs = [*first.items()]
+    runs += [(weights, window) for weights in first for window in options.windows if window != first[weights]]
     cells = [
-        Cell(weights, window, length, part) for weights, window, lengths in runs for part in PARTS for length in lengths
+        Cell(weights, window, length, part) for weights, window in runs for part in PARTS for length in options.lengths
     ]
     cells += [Cell(ORIGINAL, window, max(options.lengths), TIMING) for window in options.windows]
     return {cell.name: cell for cell in cells}
