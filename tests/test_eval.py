@@ -1,33 +1,24 @@
-"""Evaluation runs: what they measure, write, continue after a kill, refuse to mix, and the command."""
+"""Evaluation runs: what they measure and write, that they go on after a kill, and what they refuse to mix."""
 
 import csv
 import json
 import math
 import os
-import subprocess
-import sys
-from dataclasses import dataclass, replace
-from typing import ClassVar
+from dataclasses import replace
 
-import numpy as np
 import pytest
 import torch
-from transformers import StaticCache
-from typer.testing import CliRunner
 
 import swaa
 import swaa.runs.engine
+from eval_runs import lines, short_books, tiny, written
 from families import tiny_model
-from swaa.cli import app
-from swaa.cli.progress import minute_lines
 from swaa.compare import choose_recipes
 from swaa.evaluate import accuracy_interval, perplexity, score_answers
-from swaa.prose import prose
-from swaa.results import append_lines, git_revision, model_revision, read_lines, replace_lines
-from swaa.runs import Cell, RunFolder, RunSettings, run
-from swaa.runs.summary import score_interval
-from swaa.tasks import GROUPS, TASKS, Sample
-from test_evaluate import VOCABULARY, bytes_tokenizer, parrot
+from swaa.results import append_lines, model_revision, read_lines
+from swaa.runs import RunFolder, RunSettings, run
+from swaa.tasks import TASKS
+from test_evaluate import VOCABULARY, bytes_tokenizer
 
 LENGTH = 320
 NAMES = ["naive", "sinks-fa-decode"]
@@ -42,52 +33,6 @@ class Killed(BaseException):
     """What no handler catches, like a kill."""
 
 
-@dataclass(frozen=True)
-class Echo:
-    """A prompt that ends in letters of `ends`, one after another; the score is the share of `wanted` in the answer."""
-
-    ends: str = "?x"
-    wanted: tuple[str, ...] = ("1", "2", "9", "?")
-    judged: bool = False
-    path: str | None = "made"
-    kind: ClassVar[str] = "generation"
-    describe: ClassVar[str] = "an echo"
-    max_new_tokens: ClassVar[int] = 6
-
-    def samples(self, tokenizer, *, length, count, seed, split="test", reasoning="none"):
-        letters = [self.ends[index % len(self.ends)] for index in range(min(count, 4))]
-        texts = ["a" * (length - 1 - index) + letter for index, letter in enumerate(letters)]
-        return [
-            Sample(
-                tuple(tokenizer(text)["input_ids"]),
-                (),
-                (),
-                "12",
-                {"index": index, "question": f"What is {index}?", "question_type": "multi-session"},
-                self.wanted,
-            )
-            for index, text in enumerate(texts)
-        ]
-
-    def score(self, sample, text):
-        return None if self.judged else sum(x in text for x in self.wanted) / len(self.wanted)
-
-
-@pytest.fixture
-def echo(monkeypatch):
-    """Registers a task of known words."""
-
-    def register(**options):
-        monkeypatch.setitem(TASKS._entries, "echo", Echo(**options))
-
-    register()
-    return register
-
-
-def tiny():
-    return tiny_model(vocab_size=len(VOCABULARY))
-
-
 @pytest.fixture(scope="module")
 def tokenizer():
     return bytes_tokenizer(pad_token="<pad>", bos_token="<bos>", eos_token="<eos>")
@@ -95,10 +40,7 @@ def tokenizer():
 
 @pytest.fixture(scope="module", autouse=True)
 def short_book():
-    """A second of tokenising less in each run."""
-    with pytest.MonkeyPatch.context() as patch:
-        for place in ("swaa.tasks.perplexity.prose", "swaa.runs.engine.prose"):
-            patch.setattr(place, lambda split: prose(split)[:5000])
+    with short_books("swaa.tasks.perplexity.prose", "swaa.runs.engine.prose"):
         yield
 
 
@@ -114,17 +56,6 @@ def whole(tmp_path_factory, tokenizer, recipes):
     folder = RunFolder(path)
     summary = run(tiny(), tokenizer, recipes, SETTINGS, folder, progress=lambda *call: calls.append(call))
     return path, summary, calls
-
-
-def lines(path):
-    """The lines of a run without their times."""
-    return [{key: x for key, x in row.items() if key != "seconds"} for row in read_lines(path / "samples.jsonl")]
-
-
-def written(path):
-    """The files of a run without times."""
-    summary = json.loads((path / "summary.json").read_text())
-    return lines(path), [{key: x for key, x in row.items() if key != "prefill_seconds"} for row in summary]
 
 
 # What is measured
@@ -201,88 +132,6 @@ def test_the_model_is_restored(tokenizer, recipes, tmp_path, monkeypatch):
     with pytest.raises(ZeroDivisionError):
         run(model, tokenizer, recipes, SETTINGS, RunFolder(tmp_path / "run"))
     assert swaa.adaptation(model) is None
-
-
-# Free answers
-
-
-def free(tmp_path, tokenizer, settings, model=None, **options):
-    """Run full attention and the naive window; return the lines and the summary."""
-    path = tmp_path / "run"
-    summary = run(model or parrot("12?"), tokenizer, RECIPES, settings, RunFolder(path), **options)
-    return lines(path), summary
-
-
-RECIPES = choose_recipes(["naive"], length=LENGTH, window=40)
-
-
-def test_generation_is_scored_by_the_task_with_fractions(tmp_path, tokenizer, echo):
-    # After "?" the model says "12?12?", after "x" "xxxxxx": three of four strings, and none.
-    settings = RunSettings(("echo",), (48,), samples=9, batch_size=3, prefill_runs=0)
-    rows, summary = free(tmp_path, tokenizer, settings)
-    assert [(row["output"], row["score"]) for row in rows] == [("12?12?", 0.75), ("xxxxxx", 0.0)] * 4
-    # The data set holds four samples of the nine.
-    assert [row["count"] for row in summary] == [4, 4]
-    for row in summary:
-        assert row["score"] == 0.375
-        assert 0 <= row["low"] < 0.375 < row["high"] <= 0.75
-        assert (row["prefill_seconds"], row["nll"], row["score_ratio"]) == (None, None, 1.0)
-
-
-def test_needles_are_generated_if_asked_for(tmp_path, tokenizer):
-    settings = RunSettings(("needle",), (LENGTH,), samples=2, scoring="free", prefill_runs=0)
-    rows, _ = free(tmp_path, tokenizer, settings, model=tiny())
-    assert {len(tokenizer(row["output"])["input_ids"]) > 20 for row in rows} == {True}
-    assert {row["nll"] for row in rows} == {None}
-
-
-def test_a_static_cache_writes_the_same(tmp_path, tokenizer, monkeypatch):
-    found, caches = [], []
-    init = StaticCache.__init__
-    monkeypatch.setattr(StaticCache, "__init__", lambda *args, **kwargs: caches.append(1) or init(*args, **kwargs))
-    for static in (False, True):
-        settings = RunSettings(
-            ("needle",), (LENGTH,), samples=2, batch_size=2, scoring="free", prefill_runs=0, static_cache=static
-        )
-        rows, _ = free(tmp_path / str(static), tokenizer, settings, model=tiny())
-        found.append((len(caches), [row["output"] for row in rows]))
-    assert found[0][1] == found[1][1]
-    # One for each recipe, full attention among them.
-    assert [number for number, _ in found] == [0, len({row["recipe"] for row in rows})]
-
-
-def test_chain_of_thought_is_a_dimension(tmp_path, tokenizer, echo):
-    # "Answer:2" again and again in the room for reasoning, and the end of the text once.
-    settings = RunSettings(
-        ("echo", "perplexity"), (60,), samples=2, reasoning=("none", "prompt"), reasoning_tokens=40, prefill_runs=0
-    )
-    rows, summary = free(tmp_path, tokenizer, settings, model=parrot("?ĊAnswer:12"))
-    cells = [(row["task"], row["reasoning"]) for row in summary if row["recipe"] == "full"]
-    assert cells == [("echo", "none"), ("echo", "prompt"), ("perplexity", "none")]
-    without, asked = (
-        [row for row in rows if (row["recipe"], row["task"], row["reasoning"]) == ("full", "echo", way)]
-        for way in ("none", "prompt")
-    )
-    assert [len(row["output"]) for row in without + asked] == [6, 6, 46, 46]
-    assert (without[0]["answer"], without[0]["truncated"]) == ("Answe", False)
-    assert asked[0]["output"].rpartition("Answer:")[2].strip() == asked[0]["answer"]
-    assert asked[0]["score"] == 0.75
-    # "xxxx.." never comes to an answer before the limit.
-    assert [asked[1][key] for key in ("answer", "score", "truncated", "unparsed")] == [None, 0.0, True, False]
-    by_way = {row["reasoning"]: row["truncated"] for row in summary if row["task"] == "echo"}
-    assert by_way == {"none": 0, "prompt": 1}
-
-
-def test_a_finished_text_without_an_answer_is_unparsed(tmp_path, tokenizer, echo):
-    model = parrot("12?")
-    model.generation_config.eos_token_id = [VOCABULARY.index("2"), VOCABULARY.index("<eos>")]
-    settings = RunSettings(
-        ("echo",), (48,), samples=2, batch_size=2, reasoning=("prompt",), reasoning_tokens=20, prefill_runs=0
-    )
-    rows, summary = free(tmp_path, tokenizer, settings, model=model)
-    found = [(row["score"], row["unparsed"], row["truncated"]) for row in rows if row["recipe"] == "full"]
-    assert found == [(0.0, True, False), (0.0, False, True)]
-    assert [(row["unparsed"], row["truncated"]) for row in summary] == [(1, 1)] * 2
 
 
 # Going on after a kill
@@ -385,197 +234,3 @@ def test_batch_size_may_change(whole, tmp_path, tokenizer, recipes, monkeypatch)
         assert row["nll"] == pytest.approx(expected["nll"], abs=1e-4)
         assert row["output"] == expected["output"]
     assert [x["batch_size"] for x in json.loads((path / "run.json").read_text())["sessions"]] == [2, 3]
-
-
-# Lines on the disk
-
-
-def test_lines_survive_a_torn_end_and_nothing_else(tmp_path):
-    file = tmp_path / "x.jsonl"
-    assert read_lines(file) == []
-    append_lines(file, [{"a": "é"}, {"a": 2}])
-    append_lines(file, [{"a": 3}])
-    whole = file.read_bytes()
-    for end in (b'{"a": 4', b'{"a": 4}', b"\0\0\0\0\n", b'{"a"\n'):
-        file.write_bytes(whole + end)
-        assert read_lines(file) == [{"a": "é"}, {"a": 2}, {"a": 3}]
-        assert file.read_bytes() == whole
-    file.write_bytes(b'{"a": 1}\n{"a"\n{"a": 3}\n')
-    with pytest.raises(ValueError, match=r"x\.jsonl, line 2, is no JSON"):
-        read_lines(file)
-    replace_lines(file, [{"a": 9}])
-    assert file.read_text() == '{"a": 9}\n'
-    with pytest.raises(ValueError, match="Out of range float"):
-        append_lines(file, [{"a": math.nan}])
-
-
-def test_shards_are_collected_once(tmp_path):
-    row = {"recipe": "full", "task": "needle", "length": 8, "reasoning": "none"}
-    folder = RunFolder(tmp_path)
-    folder.append([row | {"index": 0, "by": 0}, row | {"index": 2, "by": 0}])
-    # A kill between collecting and deleting leaves a sample in two places, and the shard's last line may be torn.
-    for rank, own in ((1, [1, 2]), (2, [3])):
-        RunFolder(tmp_path, rank).append([row | {"index": index, "by": rank} for index in own])
-    with (tmp_path / "samples.2.jsonl").open("a") as file:
-        file.write('{"recipe": "fu')
-    folder.collect()
-    assert sorted(row["index"] for row in folder.read().values()) == [0, 1, 2, 3]
-    assert [file.name for file in tmp_path.iterdir()] == ["samples.jsonl"]
-
-
-# Intervals
-
-
-def test_intervals():
-    assert score_interval([1.0, 0.0, 1.0]) == accuracy_interval(2, 3)
-    scores = list(np.random.default_rng(1).beta(2, 3, 400))
-    low, high = score_interval(scores)
-    half = 1.96 * np.std(scores) / 20
-    assert (low, high) == pytest.approx((np.mean(scores) - half, np.mean(scores) + half), abs=0.003)
-    assert score_interval(scores) == (low, high)
-    # Scores that are all the same are no proof that all others would be.
-    assert score_interval([0.25] * 8) == accuracy_interval(2, 8)
-
-
-# Settings
-
-
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        ({"tasks": ("nedle",)}, "Did you mean 'needle'"),
-        ({"tasks": ()}, "tasks: name at least one"),
-        ({"tasks": ("needle", "needle")}, "'needle' is named twice"),
-        ({"lengths": (0,)}, "lengths: 0 is no number"),
-        ({"samples": 0}, "samples=0: use 1 or more"),
-        ({"reasoning": ("thinkin",)}, "Did you mean 'thinking'"),
-        ({"reasoning": ("prompt",), "scoring": "forced"}, "leaves no room for a chain of thought"),
-        ({"scoring": "fre"}, "use one of forced, free"),
-        ({"prefill_runs": -1}, "use 0 or more"),
-        ({"data": {"ruler-qa-1": "x.json"}}, "not among the tasks"),
-    ],
-)
-def test_wrong_settings_are_refused(changes, message):
-    with pytest.raises(ValueError, match=message):
-        RunSettings(**changes)
-
-
-def test_data_sets_name_their_flag(monkeypatch, echo):
-    echo(path=None)
-    with pytest.raises(ValueError, match="give it by --data echo=PATH"):
-        RunSettings(("echo",)).task("echo")
-    assert RunSettings(("echo",), data={"echo": "x.json"}).task("echo").path == "x.json"
-    with pytest.raises(ValueError, match="'needle' makes its own samples"):
-        RunSettings(("needle",), data={"needle": "x.json"}).task("needle")
-
-
-def test_cells_and_groups():
-    settings = RunSettings(("needle", "perplexity"), (8, 4), reasoning=("none", "prompt"))
-    assert settings.scoring == "free"
-    assert settings.cells()[:3] == [
-        Cell("needle", 8, "none"),
-        Cell("needle", 8, "prompt"),
-        Cell("perplexity", 8, "none"),
-    ]
-    assert [cell.length for cell in settings.cells()] == [8] * 3 + [4] * 3
-    assert RunSettings(("ruler", "needle")).tasks == (*GROUPS["ruler"], "needle")
-    assert not [name for name in GROUPS["ruler"] if hasattr(TASKS[name], "path")]
-
-
-# Several processes and the command
-
-
-@pytest.fixture(scope="module")
-def model_folder(tmp_path_factory, tokenizer):
-    """A tiny model on disk."""
-    path = tmp_path_factory.mktemp("models") / "tiny"
-    tiny().save_pretrained(path)
-    tokenizer.save_pretrained(path)
-    return path
-
-
-def arguments(model_folder, path, *more):
-    words = f"eval -m {model_folder} -r naive,sinks-fa-decode --window 40 --sinks 4 --tasks needle,needle-noise"
-    return [*words.split(), *f"--lengths {LENGTH} --samples 5 --batch-size 2 -o {path}".split(), *more]
-
-
-def environment():
-    return os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "COLUMNS": "200"}
-
-
-def test_processes_share_the_samples(tmp_path, model_folder):
-    path, alone = tmp_path / "run", tmp_path / "alone"
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "--standalone", "-m", "swaa.cli"]
-    more = ("--device", "cpu", "--dtype", "float32")
-    done = subprocess.run(
-        [*command, *arguments(model_folder, path, *more)],
-        capture_output=True,
-        text=True,
-        env=environment(),
-        timeout=600,
-    )
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.count("sinks-fa-decode") == 2
-    assert json.loads((path / "run.json").read_text())["sessions"][0]["processes"] == 2
-    assert sorted(file.name for file in path.iterdir()) == ["run.json", "samples.jsonl", "summary.csv", "summary.json"]
-    assert CliRunner().invoke(app, arguments(model_folder, alone, *more)).exit_code == 0
-    assert written(path) == written(alone)
-
-
-def test_the_command(tmp_path, model_folder):
-    path = tmp_path / "run"
-    result = CliRunner().invoke(app, arguments(model_folder, path), env={"COLUMNS": "200"})
-    assert result.exit_code == 0, result.output
-    assert result.stdout.count("sinks-fa-decode") == 2
-    assert f"samples and summary in {path}" in result.stderr
-    assert len(lines(path)) == 30
-
-
-@pytest.mark.parametrize(
-    ("more", "message"),
-    [
-        (["--judge-url", "http://localhost:1/v1"], "name its model too, by --judge-model"),
-        (["--data", "needle"], "write NAME=PATH"),
-        (["--data", "needle=x.json"], "makes its own samples"),
-        (["--reasoning", "thinking"], "needs a chat template"),
-        (["-r", "naiv"], "Did you mean 'naive'"),
-    ],
-)
-def test_wrong_commands_leave_nothing(tmp_path, model_folder, more, message, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    result = CliRunner().invoke(app, ["eval", "-m", str(model_folder), "--lengths", str(LENGTH), *more])
-    assert result.exit_code == 2, result.output
-    assert message in result.stderr
-    assert not list(tmp_path.rglob("*.json*"))
-
-
-def test_recipes_that_reason_are_told_about(tmp_path, model_folder):
-    result = CliRunner().invoke(
-        app, arguments(model_folder, tmp_path / "run", "-r", "paper-thinking-speed", "--samples", "1")
-    )
-    assert "paper-thinking-speed is meant for --reasoning thinking, which is not asked for" in result.stderr
-
-
-def test_progress_without_a_terminal_is_a_line_a_minute(capsys):
-    times = iter([0.0, 20.0, 90.0, 100.0, 180.0])
-    show = minute_lines(lambda: next(times))
-    for done in (0, 10, 15, 60):
-        show("naive: needle, 4096", done, 80)
-    assert capsys.readouterr().err == (
-        "12% done, about 0:10:30 left (naive: needle, 4096)\n75% done, about 0:01:00 left (naive: needle, 4096)\n"
-    )
-
-
-# Where the numbers come from
-
-
-def test_revisions(tmp_path):
-    assert model_revision(tiny()) == model_revision(tiny())
-    model = tiny()
-    with torch.no_grad():
-        model.model.norm.weight[3] += 1
-    assert model_revision(model) != model_revision(tiny())
-    model.config._commit_hash = "abc"
-    assert model_revision(model) == "abc"
-    revision = git_revision()
-    assert revision is None or len(revision.removesuffix("-dirty")) == 40

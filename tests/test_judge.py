@@ -6,13 +6,13 @@ import pytest
 from typer.testing import CliRunner
 
 from endpoints import serving
+from eval_runs import Echo
 from families import tiny_model
 from swaa.cli import app
 from swaa.endpoint import EndpointError
 from swaa.judge import RULES, Judge, Verdict, agreement, judge_messages, majority, read_verdict
 from swaa.results import read_lines
 from swaa.tasks import TASKS
-from test_eval import Echo
 from test_evaluate import VOCABULARY, bytes_tokenizer
 
 
