@@ -12,7 +12,7 @@ from families import FAMILIES, TINY, tiny_model
 from model_files import write_gguf
 from swaa.cli.wording import short_form
 from swaa.config import SWAAConfig
-from swaa.cost import kv_bytes, prefill_flops
+from swaa.cost import active_weights, kv_bytes, prefill_flops
 from swaa.recipes import load_recipe
 
 MLA = {"hidden_size": 32, "intermediate_size": 48, "moe_intermediate_size": 16, "n_routed_experts": 8, "n_group": 1}
@@ -41,8 +41,9 @@ def test_inspect_json(folder):
     assert report["parameters"] == sum(parameter.numel() for parameter in load(folder).parameters())
     assert report["kv_bytes"]["recipe"] == kv_bytes(model, rules, 512, release_kv=True)
     assert report["kv_bytes_held"] == report["kv_bytes"]
-    linear, attention = prefill_flops(model, rules, 512, report["parameters"])
-    full_attention = prefill_flops(model, full, 512, report["parameters"])[1]
+    weights = active_weights(load(folder))
+    linear, attention = prefill_flops(model, rules, 512, weights)
+    full_attention = prefill_flops(model, full, 512, weights)[1]
     assert report["prefill_flops"]["attention"] == {
         "recipe": attention,
         "full": full_attention,

@@ -10,7 +10,7 @@ import swaa.compare
 from eval_runs import rig, short_books, tiny
 from swaa.compare import MEASURES, Settings, choose_recipes, compare, steps
 from swaa.config import ConfigError, LayerRule, SWAAConfig
-from swaa.cost import active_parameters, prefill_flops
+from swaa.cost import active_weights, prefill_flops
 from swaa.evaluate import accuracy_interval, generate_answers, perplexity, score_answers
 from swaa.recipes import Recipe, load_recipe
 from swaa.tasks import TASKS
@@ -99,8 +99,8 @@ def test_kv_bytes_of_each_row(outcome):
 def test_arithmetic_of_each_row(outcome, recipes):
     model = tiny()
     for recipe, row in zip(recipes, outcome.rows, strict=True):
-        linear, attention = prefill_flops(model.config, recipe.config.resolve(4), LENGTH, active_parameters(model))
-        _, full = prefill_flops(model.config, [LayerRule()] * 4, LENGTH, 0)
+        linear, attention = prefill_flops(model.config, recipe.config.resolve(4), LENGTH, active_weights(model))
+        _, full = prefill_flops(model.config, [LayerRule()] * 4, LENGTH, active_weights(model))
         assert row["prefill_flops_ratio"] == pytest.approx((linear + attention) / (linear + full))
     assert outcome.rows[1]["prefill_flops_ratio"] < outcome.rows[0]["prefill_flops_ratio"] == 1
 

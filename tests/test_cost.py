@@ -5,12 +5,23 @@ from itertools import product
 
 import pytest
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoConfig, DynamicCache
 
 from families import FAMILIES, TINY, tiny_model
 from swaa.adapting import plan_layers
 from swaa.config import ConfigError, LayerRule, SWAAConfig
-from swaa.cost import active_parameters, kept_tokens, kv_bytes, prefill_flops, relative_cost, visible_pairs
+from swaa.cost import (
+    Weights,
+    active_parameters,
+    active_weights,
+    attention_heads,
+    kept_tokens,
+    kv_bytes,
+    prefill_flops,
+    relative_cost,
+    visible_pairs,
+)
 from swaa.geometry import Geometry
 from swaa.mask import oracle_head_masks, oracle_mask
 
@@ -19,6 +30,7 @@ RULES = [LayerRule()] + [
     for window, sinks, fa_decode, tail in product([1, 2, 6, 40], [0, 1, 9], [False, True], [0, 1, 5, 40])
 ]
 FULL = SWAAConfig()
+NOTHING = Weights(0, 0)
 
 
 def tiny_config(family="llama", **changes):
@@ -52,7 +64,7 @@ def test_arithmetic_of_full_heads():
     rules = plan_layers(config, SWAAConfig(window=6, full_layers=[1, 2, 3], full_heads={0: [1, 2, 3]}))
     full, sliding = 40 * 41 // 2, sum(min(row + 1, 6) for row in range(40))
     # Two query heads a KV head, head dim 8.
-    assert prefill_flops(config, rules, 40, 0) == (0, 4 * 8 * 2 * (15 * full + sliding))
+    assert prefill_flops(config, rules, 40, NOTHING) == (0, 4 * 8 * 2 * (15 * full + sliding))
 
 
 @pytest.mark.parametrize("length", [1, 2, 5, 14, 23])
@@ -99,7 +111,7 @@ def test_head_sizes(changes, expected):
         setattr(config, name, value)
     got = kv_bytes(config, plan_layers(config, FULL), 10, release_kv=False)
     assert got == (None if expected is None else 4 * 2 * 10 * expected)
-    attention = prefill_flops(config, plan_layers(config, FULL), 10, 1)[1]
+    attention = prefill_flops(config, plan_layers(config, FULL), 10, NOTHING)[1]
     assert (attention is None) == (expected is None)
 
 
@@ -113,7 +125,7 @@ def test_composite_configuration():
     composite = AutoConfig.for_model("gemma3", text_config=text.to_dict())
     rules = plan_layers(text, FULL)
     assert kv_bytes(composite, rules, 40, release_kv=False) == kv_bytes(text, rules, 40, release_kv=False) > 0
-    assert prefill_flops(composite, rules, 40, 7) == prefill_flops(text, rules, 40, 7)
+    assert prefill_flops(composite, rules, 40, Weights(7, 3)) == prefill_flops(text, rules, 40, Weights(7, 3))
 
 
 def test_layers_that_differ_and_share():
@@ -128,7 +140,7 @@ def test_layers_that_differ_and_share():
     rules = plan_layers(config, FULL)
     assert kv_bytes(config, rules, 40, release_kv=False) == 2 * 2 * 2 * (8 * 15 + 24 * 40)
     windowed = sum(min(row + 1, 16) for row in range(40))
-    assert prefill_flops(config, rules, 40, 0) == (0, 2 * 4 * 4 * (8 * windowed + 24 * 40 * 41 / 2))
+    assert prefill_flops(config, rules, 40, NOTHING) == (0, 2 * 4 * 4 * (8 * windowed + 24 * 40 * 41 / 2))
 
 
 def test_linear_attention_has_no_kv_and_no_pairs():
@@ -136,7 +148,7 @@ def test_linear_attention_has_no_kv_and_no_pairs():
     rules = plan_layers(config, FULL)
     assert rules[0] is None
     assert kv_bytes(config, rules, 40, release_kv=False) is None
-    assert prefill_flops(config, rules, 40, 7) == (2 * 7 * 40, 2 * 4 * 4 * 8 * 40 * 41 / 2)
+    assert prefill_flops(config, rules, 40, Weights(7, 0)) == (2 * 7 * 40, 2 * 4 * 4 * 8 * 40 * 41 / 2)
 
 
 @pytest.mark.parametrize(
@@ -151,18 +163,18 @@ def test_native_windows(changes, pairs):
     kind = "chunked_attention" if "attention_chunk_size" in changes else "sliding_attention"
     config.layer_types = ["full_attention", kind] * 2
     expected = 2 * 4 * 4 * 8 * (sum(pairs) + 40 * 41 / 2)
-    assert prefill_flops(config, plan_layers(config, FULL), 40, 0) == (0, expected)
+    assert prefill_flops(config, plan_layers(config, FULL), 40, NOTHING) == (0, expected)
     assert kv_bytes(config, plan_layers(config, FULL), 40, release_kv=False) == 2 * 2 * 8 * 2 * 2 * (40 + 15)
 
 
 def test_published_arithmetic():
-    """design.md, section 5: Qwen3-4B, 131,072 tokens; seconds of matrix products, TFLOP/s of a measured layer."""
+    """Qwen3-4B, 131,072 tokens: seconds of matrix products, TFLOP/s of a measured layer."""
     config = AutoConfig.for_model(
         "qwen3", num_hidden_layers=36, num_attention_heads=32, num_key_value_heads=8, head_dim=128, hidden_size=2560
     )
     rules = plan_layers(config, SWAAConfig(window=2048, sinks=128))
-    linear, attention = prefill_flops(config, rules, 131072, 4_022_468_096)
-    assert linear / 773e12 == pytest.approx(1.36, rel=0.01)
+    linear, attention = prefill_flops(config, rules, 131072, Weights(3_633_511_936, 388_956_160))
+    assert linear / 773e12 == pytest.approx(1.23, rel=0.01)
     assert attention / 36 / 0.0084 == pytest.approx(551e12, rel=0.01)
     assert kv_bytes(config, rules, 1, release_kv=True) == pytest.approx(147_000, rel=0.01)
 
@@ -177,14 +189,31 @@ def test_active_parameters(family):
     assert active_parameters(model) == sum(sizes.values()) - experts // 2
 
 
+@pytest.mark.parametrize("tied", [False, True])
+@pytest.mark.parametrize("family", ["llama", "qwen2", "qwen3_moe", "gpt_oss"])
+def test_the_linear_part_is_what_torch_counts(family, tied):
+    model = tiny_model(family, attn_implementation="eager", tie_word_embeddings=tied)
+    if family in ("qwen3_moe", "gpt_oss"):
+        model.set_experts_implementation("eager")
+    config, length = model.config, 40
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        model(torch.arange(length)[None] + 3, logits_to_keep=1)
+    heads, _, dim = attention_heads(config)
+    # Eager attention multiplies all pairs.
+    attention = 4 * heads * dim * length**2 * config.num_hidden_layers
+    linear, _ = prefill_flops(config, plan_layers(config, FULL), length, active_weights(model))
+    assert counter.get_total_flops() - attention == pytest.approx(linear, rel=0.05)  # norms and biases are no products
+
+
 def test_relative_cost():
     config = tiny_model().config
     rules = SWAAConfig(window=8, sinks=2, full_layers=[1]).resolve(4)
-    cost = relative_cost(config, rules, 100, 0, release_kv=True)
+    cost = relative_cost(config, rules, 100, NOTHING, release_kv=True)
     assert cost.kv == (100 + 3 * 9) / 400
     pairs = 10 * 11 / 2 + 90 * 10
     assert cost.flops == cost.attention == (5050 + 3 * pairs) / (4 * 5050)
-    assert relative_cost(config, rules, 100, 10**9, release_kv=False)[0::2] == pytest.approx((1, 1), abs=1e-4)
-    assert relative_cost(config, SWAAConfig().resolve(4), 100, 7, release_kv=True) == (1, 1, 1)
+    heavy = Weights(10**9, 0)
+    assert relative_cost(config, rules, 100, heavy, release_kv=False)[0::2] == pytest.approx((1, 1), abs=1e-4)
+    assert relative_cost(config, SWAAConfig().resolve(4), 100, Weights(7, 3), release_kv=True) == (1, 1, 1)
     # Latent attention: no sizes that this model knows, so no fraction.
-    assert relative_cost(tiny_config(v_head_dim=4), rules, 100, 7, release_kv=True) == (None, None, None)
+    assert relative_cost(tiny_config(v_head_dim=4), rules, 100, Weights(7, 3), release_kv=True) == (None, None, None)

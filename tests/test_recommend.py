@@ -13,17 +13,18 @@ from families import TINY, tiny_model
 from swaa.attaching import adaptation
 from swaa.cli import app
 from swaa.cli.loading import load_config
+from swaa.cost import Weights
 from swaa.models import DEFAULT_MODEL, load_model
 from swaa.recipes import Recipe, load_recipe, recipe_names
 from swaa.recommend import _SHIPPED, KEPT, calibrate, candidates, recommend
 
-PARAMETERS = 134_515_008
+WEIGHTS = Weights(106_203_456, 28_311_552)
 GRID = Path(__file__).parents[1] / "benchmarks" / "reproduce" / "table.csv"
 
 
 @pytest.fixture(scope="module")
 def found():
-    return candidates(load_config(DEFAULT_MODEL), 8192, PARAMETERS)
+    return candidates(load_config(DEFAULT_MODEL), 8192, WEIGHTS)
 
 
 def names(candidates):
@@ -52,9 +53,9 @@ def test_layers_chosen_for_another_model_or_for_shorter_prompts_are_no_candidate
         "smollm2-8-layers-released-8k": "unknown",
     }
     assert all(each.recipe == load_recipe(each.recipe.name) for each in plans)
-    shorter = names(candidates(load_config(DEFAULT_MODEL), 2048, PARAMETERS))
+    shorter = names(candidates(load_config(DEFAULT_MODEL), 2048, WEIGHTS))
     assert list(shorter).index("smollm2-2-layers-tail") < list(shorter).index("smollm2-24-heads-released-8k")
-    other = candidates(tiny_model().config, 8192, 1000)
+    other = candidates(tiny_model().config, 8192, Weights(1000, 0))
     assert not any(each.recipe.plan for each in other)
 
 
@@ -92,13 +93,13 @@ def test_what_plans_kept_is_what_selection_measured():
 
 @pytest.mark.parametrize(("length", "window", "sinks"), [(100, 64, 16), (2048, 256, 64), (131072, 4096, 128)])
 def test_the_window_grows_with_the_length(length, window, sinks):
-    config = names(candidates(tiny_model().config, length, 1000))["constant-memory"].recipe.config
+    config = names(candidates(tiny_model().config, length, Weights(1000, 0)))["constant-memory"].recipe.config
     assert (config.window, config.sinks) == (window, sinks)
 
 
 def test_two_of_one_name_are_refused():
     with pytest.raises(ValueError, match="several are called 'sinks-odd'"):
-        candidates(tiny_model().config, 100, 1000, more=[load_recipe("sinks-odd")])
+        candidates(tiny_model().config, 100, Weights(1000, 0), more=[load_recipe("sinks-odd")])
 
 
 def test_without_calibration_the_choice_is_among_what_is_known_to_retrieve(found):
@@ -111,7 +112,7 @@ def test_without_calibration_the_choice_is_among_what_is_known_to_retrieve(found
 
 
 def test_no_recipe_for_any_model_releases_and_retrieves_untrained():
-    found = candidates(tiny_model().config, 8192, 1000)
+    found = candidates(tiny_model().config, 8192, Weights(1000, 0))
     outcome = recommend(found, "memory")
     assert outcome.chosen is names(found)["sinks-odd"]
     assert any("swaa train" in reason for reason in outcome.reasons)
@@ -129,7 +130,7 @@ def test_a_calibration_decides(found):
 
 
 def test_full_attention_where_a_window_saves_nothing():
-    outcome = recommend(candidates(load_config(DEFAULT_MODEL), 128, PARAMETERS), "speed")
+    outcome = recommend(candidates(load_config(DEFAULT_MODEL), 128, WEIGHTS), "speed")
     assert outcome.chosen.recipe.name == "full"
     assert "not worth an adaptation" in outcome.reasons[0]
 
@@ -143,7 +144,7 @@ def test_calibration_tells_recipes_apart_and_restores_the_model():
     model, tokenizer = load_model(device="cpu", dtype="float32")
     good = Recipe("good", swaa.SWAAConfig(window=64, sinks=16, fa_decode=True, dense_tail=64))
     bad = Recipe("bad", swaa.SWAAConfig(window=8))
-    full, *_, mine, worse = candidates(model.config, 256, PARAMETERS, more=[good, bad])
+    full, *_, mine, worse = candidates(model.config, 256, WEIGHTS, more=[good, bad])
     measured = calibrate(model, tokenizer, [full, mine, worse], length=256, samples=2)
     accuracies = [each.accuracy for each in measured]
     assert adaptation(model) is None

@@ -12,7 +12,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from swaa.adapting import adapt, layer_words, plan_layers, restore
 from swaa.config import ConfigError, SWAAConfig
-from swaa.cost import active_parameters, kv_bytes, relative_cost
+from swaa.cost import active_weights, kv_bytes, relative_cost
 from swaa.evaluate import accuracy_interval, generate_answers, measure_prefill, perplexity, score_answers
 from swaa.models import DEFAULT_MODEL
 from swaa.recipes import Recipe, load_recipe
@@ -222,7 +222,7 @@ def compare(
     adapters = adapters or {}
     trained = {recipe.name: recipe.description for recipe in recipes if recipe.name in adapters}
     outcome = Comparison(settings, list(recipes), [], [], name, model_config, trained)
-    parameters = active_parameters(model)
+    weights = active_weights(model)
     perplexities: dict[tuple[SWAAConfig, str | None], float] = {}
     try:
         for recipe in recipes:
@@ -250,7 +250,7 @@ def compare(
             seconds, held = measure_prefill(model, [s.prompt_ids for s in samples[: settings.prefill_samples]])
             progress(recipe.name, done + 1, correct)
             rules, release = plan_layers(model_config, config), config.release_kv
-            cost = relative_cost(model.config, rules, length, parameters, release_kv=release)
+            cost = relative_cost(model.config, rules, length, weights, release_kv=release)
             size = model.dtype.itemsize
             low, high = accuracy_interval(correct, len(answers))
             row: dict[str, Any] = {

@@ -23,7 +23,8 @@ _UNKNOWN_SIZES = (
     "cross_attention_layers",
     "skip",
 )
-_EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts")
+_EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
+_CHOSEN = ("num_experts_per_tok", "moe_topk")
 
 
 def visible_pairs(rule: LayerRule, prompt: int, new: int = 0, *, kv_heads: int = 1) -> int:
@@ -115,10 +116,22 @@ def kv_bytes(
     return total
 
 
+class Weights(NamedTuple):
+    """How many numbers of a model are multiplied with a token: embeddings are looked up, not multiplied.
+
+    Attributes:
+        body: those of all layers, of a mixture of experts the share of the chosen ones.
+        head: those of the LM head, which of a prompt reads the last token only.
+    """
+
+    body: int
+    head: int
+
+
 def prefill_flops(
-    model_config: Any, rules: Sequence[LayerRule | None], prompt: int, parameters: int, new: int = 0
+    model_config: Any, rules: Sequence[LayerRule | None], prompt: int, weights: Weights, new: int = 0
 ) -> tuple[float, float | None]:
-    """Count the floating-point operations of reading a prompt (and an answer, in training), as in design.md, section 5.
+    """Count the floating-point operations of reading a prompt (and an answer, in training).
 
     Norms, RoPE, softmax and activations are left out: they are a small part of the arithmetic, though not of the time.
 
@@ -126,17 +139,19 @@ def prefill_flops(
         model_config: the model's configuration of transformers, a composite one too.
         rules: what `swaa.adapting.plan_layers` returns.
         prompt: prompt tokens.
-        parameters: parameters that a token passes through (`active_parameters`).
-        new: tokens of an answer that are read in the same pass.
+        weights: of the model (`active_weights`).
+        new: tokens of an answer that are read in the same pass, each of which reaches the head.
 
     Returns:
-        the linear part, 2 x parameters x tokens; and the attention part, 4 x query heads x head dim x visible pairs,
-        summed over the layers (None where the head sizes are unknown). A layer of linear attention has no pairs.
+        the linear part, 2 x body x tokens + 2 x head for one token or those of the answer; and the attention part,
+        4 x query heads x head dim x visible pairs, summed over the layers (None where the head sizes are unknown). A
+        layer of linear attention has no pairs.
     """
     attention, tokens = 0.0, prompt + new
+    linear = 2.0 * (weights.body * tokens + weights.head * (new or 1))
     for rule, (kind, config) in zip(rules, layer_kinds(model_config), strict=True):
         if (heads := attention_heads(config)) is None:
-            return 2.0 * parameters * tokens, None
+            return linear, None
         native = native_window(kind, config)
         if rule is not None:
             pairs = visible_pairs(rule, prompt, new, kv_heads=heads[1])
@@ -146,7 +161,7 @@ def prefill_flops(
             pairs = visible_pairs(LayerRule(window=native), tokens, kv_heads=heads[1]) if native else 0
         # A KV head stands for heads[0] / heads[1] query heads.
         attention += 4.0 * heads[0] / heads[1] * heads[2] * pairs
-    return 2.0 * parameters * tokens, attention
+    return linear, attention
 
 
 class RelativeCost(NamedTuple):
@@ -164,7 +179,7 @@ class RelativeCost(NamedTuple):
 
 
 def relative_cost(
-    model_config: Any, rules: Sequence[LayerRule | None], length: int, parameters: int, *, release_kv: bool
+    model_config: Any, rules: Sequence[LayerRule | None], length: int, weights: Weights, *, release_kv: bool
 ) -> RelativeCost:
     """Compare an adaptation's costs with those of full attention, see `prefill_flops` and `kv_bytes`.
 
@@ -172,12 +187,12 @@ def relative_cost(
         model_config: the model's configuration of transformers, a composite one too.
         rules: what `swaa.adapting.plan_layers` returns.
         length: tokens of the prompt.
-        parameters: parameters that a token passes through (`active_parameters`).
+        weights: of the model (`active_weights`).
         release_kv: as in `kept_tokens`.
     """
     full = [None if rule is None else LayerRule() for rule in rules]
-    linear, attention = prefill_flops(model_config, rules, length, parameters)
-    _, whole = prefill_flops(model_config, full, length, parameters)
+    linear, attention = prefill_flops(model_config, rules, length, weights)
+    _, whole = prefill_flops(model_config, full, length, weights)
     held = kv_bytes(model_config, rules, length, release_kv=release_kv)
     kept = kv_bytes(model_config, full, length, release_kv=False)
     memory = held / kept if held is not None and kept else None
@@ -192,12 +207,36 @@ def active_parameters(model: Any) -> int:
     Args:
         model: a transformers model; one on the meta device will do.
     """
+    return round(sum(size for _, size in _active(model)))
+
+
+def active_weights(model: Any) -> Weights:
+    """Count what one token is multiplied with.
+
+    Args:
+        model: a causal language model of transformers; one on the meta device will do.
+    """
+    output = model.get_output_embeddings()
+    head = None if output is None else output.weight
+    # By name, for torch is not imported here. The head may be the embedding's own matrix.
+    modules = [m for m in model.modules() if any(kind.__name__ == "Embedding" for kind in type(m).__mro__)]
+    apart = {id(module.weight) for module in modules} | {id(head)}
+    body = round(sum(size for parameter, size in _active(model) if id(parameter) not in apart))
+    return Weights(body, 0 if head is None else head.numel())
+
+
+def _active(model: Any) -> list[tuple[Any, float]]:
+    """Return each parameter with how much of it a token meets."""
     config = model.config.get_text_config()
-    experts = next((n for name in _EXPERTS if isinstance(n := getattr(config, name, None), int) and n > 0), 1)
-    chosen = getattr(config, "num_experts_per_tok", None)
-    share = min(chosen / experts, 1.0) if isinstance(chosen, int) else 1.0
-    sizes = [(".experts." in name, parameter.numel()) for name, parameter in model.named_parameters()]
-    return round(sum(size * share if expert else size for expert, size in sizes))
+    experts = next((n for name in _EXPERTS if isinstance(n := getattr(config, name, None), int) and n > 1), 1)
+    chosen = next((n for name in _CHOSEN if isinstance(n := getattr(config, name, None), int)), experts)
+    share = min(chosen / experts, 1.0)
+    found = []
+    for name, parameter in model.named_parameters():
+        # Some families keep their experts under other names, but all of them in one tensor.
+        expert = ".experts." in name or (parameter.ndim == 3 and parameter.shape[0] == experts)
+        found.append((parameter, parameter.numel() * share if expert else parameter.numel()))
+    return found
 
 
 def layer_kinds(model_config: Any) -> list[tuple[str, Any]]:

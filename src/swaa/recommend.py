@@ -12,7 +12,7 @@ from typing import Any
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from swaa.adapting import adapt, plan_layers, restore
-from swaa.cost import RelativeCost, kv_bytes, relative_cost
+from swaa.cost import RelativeCost, Weights, kv_bytes, relative_cost
 from swaa.evaluate import score_answers
 from swaa.recipes import Recipe, load_recipe, model_shape, recipe_names
 from swaa.tasks import TASKS
@@ -78,16 +78,17 @@ class Recommendation:
     reasons: list[str]
 
 
-def candidates(model_config: Any, length: int, parameters: int, *, more: Sequence[Recipe] = ()) -> list[Candidate]:
+def candidates(model_config: Any, length: int, weights: Weights, *, more: Sequence[Recipe] = ()) -> list[Candidate]:
     """Return the recipes that are considered, full attention first, with their costs.
 
     The window is an eighth of the length, 64 to 4096 tokens; the sinks a quarter of it, 128 at most. Layer plans keep
-    those that they were chosen under.
+    those that they were chosen under. Shipped recipes that change nothing here are left out: the prompt fits into the
+    window, or a family's own windows are in all layers but those that the recipe leaves full (Gemma 2, gpt-oss).
 
     Args:
         model_config: the model's configuration of transformers, a composite one too.
         length: tokens of a prompt.
-        parameters: parameters that a token passes through (`swaa.cost.active_parameters`).
+        weights: of the model (`swaa.cost.active_weights`).
         more: recipes of the user's own.
 
     Raises:
@@ -109,7 +110,9 @@ def candidates(model_config: Any, length: int, parameters: int, *, more: Sequenc
     names = [recipe.name for recipe, *_ in found]
     if twice := [name for name in names if names.count(name) > 1]:
         raise ValueError(f"recipes: several are called {twice[0]!r}: rename yours")
-    return [_priced(model_config, length, parameters, *each) for each in found]
+    first, *others = [_priced(model_config, length, weights, *each) for each in found]
+    mine = {recipe.name for recipe in more}
+    return [first, *(each for each in others if _saves(each) or each.recipe.name in mine)]
 
 
 def _plans(model_config: Any, length: int) -> list[Recipe]:
@@ -124,12 +127,12 @@ def _plans(model_config: Any, length: int) -> list[Recipe]:
 
 
 def _priced(
-    model_config: Any, length: int, parameters: int, recipe: Recipe, retrieves: str, why: str, kept: float | None
+    model_config: Any, length: int, weights: Weights, recipe: Recipe, retrieves: str, why: str, kept: float | None
 ) -> Candidate:
     recipe.check_model(model_config)
     rules = plan_layers(model_config.get_text_config(), recipe.config)
     release = recipe.config.release_kv
-    cost = relative_cost(model_config, rules, length, parameters, release_kv=release)
+    cost = relative_cost(model_config, rules, length, weights, release_kv=release)
     return Candidate(recipe, cost, kv_bytes(model_config, rules, length, release_kv=release), retrieves, why, kept)
 
 
@@ -178,7 +181,7 @@ def calibrate(
 def recommend(found: Sequence[Candidate], goal: str) -> Recommendation:
     """Choose one of the candidates.
 
-    Among those that retrieve, which is 0.9 of full attention's accuracy after a calibration: the cheapest prefill for
+    Among those that cost less than full attention and retrieve, which is 0.9 of full attention's accuracy after a calibration: the cheapest prefill for
     "speed", the smallest KV for "memory"; for "quality" the most accurate, or without a calibration the one whose kind
     kept most elsewhere. Where that saves less than a tenth, it is full attention.
 
@@ -202,8 +205,7 @@ def recommend(found: Sequence[Candidate], goal: str) -> Recommendation:
             "(`swaa train`), or choose its layers (`swaa select`)."
         )
     if not fitting:
-        why = f"No recipe keeps {KEPT} of full attention's accuracy ({full.accuracy}) here: "
-        return Recommendation(list(found), full, [why + "fine-tune (`swaa train`), or use a larger window."])
+        return Recommendation(list(found), full, [_why_none(sliding, full, goal)])
     if goal == "memory":
         chosen = min(fitting, key=lambda each: (_kv(each), _flops(each)))
     elif goal == "speed":
@@ -219,10 +221,35 @@ def recommend(found: Sequence[Candidate], goal: str) -> Recommendation:
     return Recommendation(list(found), chosen, [*_why(chosen, full, goal), *reasons])
 
 
+def _saves(candidate: Candidate) -> bool:
+    """Tell whether it costs less than full attention; where nobody knows the arithmetic, it may."""
+    return candidate.cost.flops != 1 or candidate.cost.kv not in (1, None)
+
+
 def _fits(candidate: Candidate, full: Candidate) -> bool:
+    if not _saves(candidate):
+        return False
     if full.accuracy is None or candidate.accuracy is None:
         return candidate.retrieves == "untrained"
     return candidate.accuracy >= KEPT * full.accuracy and full.accuracy > 0
+
+
+def _why_none(sliding: Sequence[Candidate], full: Candidate, goal: str) -> str:
+    if not any(map(_saves, sliding)):
+        return (
+            "No recipe costs less than full attention here: the prompt fits into the window, or the layers that would "
+            "slide have a window of the model's own. Stay with full attention."
+        )
+    if full.accuracy is not None:
+        return (
+            f"No recipe keeps {KEPT} of full attention's accuracy ({full.accuracy}) here: fine-tune (`swaa train`), or "
+            "use a larger window."
+        )
+    what = "releases KV" if goal == "memory" else "saves prefill"
+    return (
+        f"No recipe that {what} here is known to retrieve, fine-tuned or not: measure them (--calibrate), choose the "
+        "layers that stay full (`swaa select`), or stay with full attention."
+    )
 
 
 def _why(chosen: Candidate, full: Candidate, goal: str) -> list[str]:

@@ -18,7 +18,7 @@ from swaa.bench.floors import Floors
 from swaa.bench.models import random_tokens
 from swaa.bench.record import Row
 from swaa.bench.timing import FAILED, attempt, percentile
-from swaa.cost import active_parameters, kv_bytes
+from swaa.cost import active_weights, kv_bytes
 from swaa.decoding import why_not
 from swaa.recipes import Recipe
 
@@ -164,9 +164,7 @@ def _row(model: Any, row: Row, recipe: Recipe, settings: Settings, floors: Floor
 
 def weight_bytes(model: Any) -> int:
     """Return the bytes of weights that one token's step reads: all but an embedding that is not the head as well."""
-    embedding, head = model.get_input_embeddings().weight, model.get_output_embeddings().weight
-    unread = 0 if head is embedding else embedding.numel()
-    return (active_parameters(model) - unread) * model.dtype.itemsize
+    return sum(active_weights(model)) * model.dtype.itemsize
 
 
 def _generate(model: Any, ids: torch.Tensor, settings: Settings, cache: str, **options: Any) -> torch.Tensor:

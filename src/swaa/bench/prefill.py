@@ -18,7 +18,7 @@ from swaa.bench.timing import Effort, attempt, measure
 from swaa.cache.naming import returned_cache
 from swaa.compiling import compile_layers
 from swaa.config import LayerRule, SWAAConfig
-from swaa.cost import active_parameters, prefill_flops
+from swaa.cost import active_weights, prefill_flops
 from swaa.evaluate import cache_bytes
 from swaa.recipes import Recipe
 
@@ -187,14 +187,12 @@ def flops(model: Any, config: SWAAConfig, length: int, *, attention: bool = True
         length: tokens of the prompt.
         attention: count the visible pairs too.
     """
-    embedding, head = model.get_input_embeddings().weight, model.get_output_embeddings().weight
-    body = active_parameters(model) - embedding.numel() - (head is not embedding) * head.numel()
     text = model.config.get_text_config()
     rules: Sequence[LayerRule | None] = plan_layers(text, config.replace(backend="auto"))
-    linear, pairs = prefill_flops(model.config, rules, length, body)
+    linear, pairs = prefill_flops(model.config, rules, length, active_weights(model))
     if pairs is None:
         return None
-    return linear + 2.0 * head.numel() + (pairs if attention else 0.0)
+    return linear + (pairs if attention else 0.0)
 
 
 def figures(rows: Sequence[Row], title: str) -> Mapping[str, "Figure"]:

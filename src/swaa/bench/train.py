@@ -19,7 +19,7 @@ from swaa.bench.record import Row
 from swaa.bench.split import by_flash, by_our_kernels, flash_unavailable, two_calls
 from swaa.bench.timing import Effort, attempt, measure
 from swaa.config import SWAAConfig
-from swaa.cost import active_parameters, prefill_flops
+from swaa.cost import Weights, active_weights, prefill_flops
 from swaa.recipes import Recipe
 from swaa.train import Collator, Example, Lora, Objective, add_lora
 from swaa.train.loss import install, uninstall
@@ -241,15 +241,14 @@ def flops(model: Any, config: SWAAConfig, length: int, answer: int, *, checkpoin
         checkpointing: the layers are computed twice.
     """
     base: Any = parts(model)[0]
-    embedding, head = base.get_input_embeddings().weight, base.get_output_embeddings().weight
+    body, head = active_weights(base)
     adapters = sum(parameter.numel() for parameter in base.parameters() if parameter.requires_grad)
-    body = active_parameters(base) - adapters - embedding.numel() - (head is not embedding) * head.numel()
     rules: Sequence[Any] = plan_layers(base.config.get_text_config(), config.replace(backend="auto"))
-    linear, pairs = prefill_flops(base.config, rules, length - answer, body, answer)
+    linear, pairs = prefill_flops(base.config, rules, length - answer, Weights(body - adapters, 0), answer)
     if pairs is None:
         return None
     forwards = 2 if checkpointing else 1
-    return (forwards + 1) * linear + (forwards + 2.5) * pairs + 2 * 2.0 * head.numel() * answer
+    return (forwards + 1) * linear + (forwards + 2.5) * pairs + 2 * 2.0 * head * answer
 
 
 def figures(rows: Sequence[Row], title: str) -> Mapping[str, "Figure"]:

@@ -11,7 +11,17 @@ from swaa.adapting import adapt, plan_layers
 from swaa.attention import select_backend
 from swaa.cli.wording import short_form
 from swaa.config import LayerRule, SWAAConfig
-from swaa.cost import active_parameters, head_dim, kv_bytes, layer_kinds, native_window, prefill_flops, relative_cost
+from swaa.cost import (
+    Weights,
+    active_parameters,
+    active_weights,
+    head_dim,
+    kv_bytes,
+    layer_kinds,
+    native_window,
+    prefill_flops,
+    relative_cost,
+)
 from swaa.errors import ModelError
 from swaa.evaluate import held_bytes
 from swaa.recipes import Recipe
@@ -32,7 +42,7 @@ def inspection(name: str, config: Any, recipe: Recipe, length: int | None) -> di
         ModelError: `length` is None, and the model does not tell.
     """
     text = config.get_text_config()
-    parameters, active = _check(config, recipe.config)
+    parameters, active, weights = _check(config, recipe.config)
     rules, full_rules = plan_layers(text, recipe.config), plan_layers(text, SWAAConfig())
     length = getattr(text, "max_position_embeddings", None) if length is None else length
     if not length:
@@ -43,12 +53,12 @@ def inspection(name: str, config: Any, recipe: Recipe, length: int | None) -> di
         dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
         backend, reason = select_backend(recipe.config.backend, device, dtype, head_dim(text))
     release = recipe.config.release_kv
-    cost = relative_cost(config, rules, length, active, release_kv=release)
+    cost = relative_cost(config, rules, length, weights, release_kv=release)
     both = ((rules, release), (full_rules, False))
     computed, most = (kv_bytes(config, own, length, release_kv=may) for own, may in both)
     kv = _saving(computed, most, cost.kv)
     held, kept = (held_bytes(text, own, length, release_kv=may) for own, may in both)
-    (linear, attention), (_, whole) = (prefill_flops(config, own, length, active) for own in (rules, full_rules))
+    (linear, attention), (_, whole) = (prefill_flops(config, own, length, weights) for own in (rules, full_rules))
     flops = {"attention": _saving(attention, whole, cost.attention), "total": _saving(None, None, None)}
     if attention is not None and whole is not None:
         flops["total"] = _saving(linear + attention, linear + whole, cost.flops)
@@ -81,12 +91,12 @@ def without_weights(config: Any) -> Any:
         )
 
 
-def _check(config: Any, adaptation: SWAAConfig) -> tuple[int, int]:
-    """Put the adaptation on a model without weights, and return the parameters: all, and those a token meets."""
+def _check(config: Any, adaptation: SWAAConfig) -> tuple[int, int, Weights]:
+    """Put the adaptation on a model without weights, and return its sizes: all, what a token meets, and multiplies."""
     model = without_weights(config)
     if adaptation != SWAAConfig():
         adapt(model, adaptation)
-    return sum(parameter.numel() for parameter in model.parameters()), active_parameters(model)
+    return sum(parameter.numel() for parameter in model.parameters()), active_parameters(model), active_weights(model)
 
 
 def _saving(recipe: float | None, full: float | None, ratio: float | None) -> dict[str, float | None]:

@@ -74,7 +74,7 @@ def recommend(
     """
     from swaa.cli.inspection import without_weights
     from swaa.cli.loading import load, load_config
-    from swaa.cost import active_parameters
+    from swaa.cost import active_weights
     from swaa.models import quiet_transformers
     from swaa.recipes import load_recipes
     from swaa.recommend import GOALS, candidates
@@ -92,7 +92,7 @@ def recommend(
     with quiet_transformers():
         empty = without_weights(config)
         found = candidates(
-            config, length, active_parameters(empty), more=[one for name in named for one in load_recipes(name)]
+            config, length, active_weights(empty), more=[one for name in named for one in load_recipes(name)]
         )
     limit = getattr(config.get_text_config(), "max_position_embeddings", None)
     if limit and length > limit:

@@ -9,7 +9,7 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from swaa.adapting import adapt, plan_layers, restore
-from swaa.cost import active_parameters, kv_bytes, relative_cost
+from swaa.cost import active_weights, kv_bytes, relative_cost
 from swaa.evaluate import generate_texts, measure_prefill, perplexity, score_answers
 from swaa.judge import Judge
 from swaa.prose import prose
@@ -236,14 +236,14 @@ class _Measuring:
         # No token of prose holds ten characters.
         ids = encode(self.tokenizer, prose("test")[: 10 * length])
         prompt = (ids * (length // len(ids) + 1))[:length]
-        parameters = active_parameters(self.model)
+        weights = active_weights(self.model)
         for recipe in self.recipes:
             known = costs.setdefault(recipe.name, {})
             if str(length) in known:
                 continue
             rules = plan_layers(config.get_text_config(), recipe.config)
             size, release = self.model.dtype.itemsize, recipe.config.release_kv
-            ratio = relative_cost(config, rules, length, parameters, release_kv=release).flops
+            ratio = relative_cost(config, rules, length, weights, release_kv=release).flops
             seconds, held = None, kv_bytes(config, rules, length, dtype_bytes=size, release_kv=release)
             if self.settings.prefill_runs:
                 self.wear(recipe)

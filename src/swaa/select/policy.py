@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 from swaa.adapting import plan_layers
 from swaa.config import SWAAConfig
-from swaa.cost import RelativeCost, active_parameters, relative_cost
+from swaa.cost import RelativeCost, active_weights, relative_cost
 from swaa.report.pareto import non_dominated
 from swaa.select.nll import Nll
 from swaa.select.problem import Problem
@@ -108,7 +108,7 @@ class PolicySearch:
         seed: int = 0,
     ):
         self.scorer, self.length, self.grid, self.seed = scorer, length, grid, seed
-        self._parameters = active_parameters(scorer.model)
+        self._weights = active_weights(scorer.model)
         self._layers = tuple(layer for layer in Problem(scorer, SWAAConfig(window=1)).units if isinstance(layer, int))
         # Which layers are full changes no cost, only their number: so costs come before any ranking.
         orders = {False: self._layers, True: self._layers}
@@ -133,7 +133,7 @@ class PolicySearch:
         """Return what a configuration costs."""
         model = self.scorer.model.config
         rules = plan_layers(model.get_text_config(), config)
-        return relative_cost(model, rules, self.length, self._parameters, release_kv=config.release_kv)
+        return relative_cost(model, rules, self.length, self._weights, release_kv=config.release_kv)
 
     def run(self, trials: int) -> list[Trial]:
         """Measure up to `trials` policies and return them in the order in which they were tried."""
