@@ -6,7 +6,7 @@ from itertools import product
 import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
-from transformers import AutoConfig, DynamicCache
+from transformers import AutoConfig, AutoModelForCausalLM, DynamicCache
 
 from families import FAMILIES, TINY, tiny_model
 from swaa.adapting import plan_layers
@@ -187,6 +187,15 @@ def test_active_parameters(family):
     experts = sum(size for name, size in sizes.items() if ".experts." in name)
     assert (experts > 0) == (family != "llama")
     assert active_parameters(model) == sum(sizes.values()) - experts // 2
+
+
+@pytest.mark.parametrize("family", ["aria_text", "jetmoe"])
+def test_experts_by_other_names(family):
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(AutoConfig.for_model(family, num_hidden_layers=2))
+    experts = sum(parameter.numel() for parameter in model.parameters() if parameter.ndim == 3)
+    whole = sum(parameter.numel() for parameter in model.parameters())
+    assert active_parameters(model) == pytest.approx(whole - experts * 6 / 8, rel=1e-3)  # the router stands beside them
 
 
 @pytest.mark.parametrize("tied", [False, True])
