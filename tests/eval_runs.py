@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import pytest
+import torch
 
 import swaa
 import swaa.compare
@@ -14,7 +15,7 @@ from swaa.evaluate import Answer
 from swaa.prose import prose
 from swaa.results import read_lines
 from swaa.tasks import TASKS, Sample
-from test_evaluate import VOCABULARY
+from test_evaluate import VOCABULARY, bytes_tokenizer
 
 
 def tiny():
@@ -50,6 +51,21 @@ class Echo:
 
     def score(self, sample, text):
         return None if self.judged else sum(x in text for x in self.wanted) / len(self.wanted)
+
+
+def overflowing(scale):
+    """The tiny model with logits so many times as large; infinity: with logits that are no numbers."""
+    model = tiny()
+    with torch.no_grad():
+        model.lm_head.weight.mul_(scale)
+    return model
+
+
+def save(model, path):
+    """Writes a model and the tokenizer of one token a byte."""
+    model.save_pretrained(path)
+    bytes_tokenizer(pad_token="<pad>", bos_token="<bos>", eos_token="<eos>").save_pretrained(path)
+    return path
 
 
 def registering(monkeypatch):

@@ -119,3 +119,28 @@ def test_what_is_no_adapter_is_refused(folder, tmp_path):
     assert "belong to 2 models" in result.stderr
     result = run(tmp_path, "--adapter", folder / "two", "-a", folder / "two")
     assert "several are called 'two" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "wrong"),
+    [
+        ("train.json", "{}", "is no record of `swaa train` ('settings' is missing): restore it, or move it away"),
+        ("train.json", '{"settings": []}', "is no record of `swaa train` (list indices"),
+        ("train.json", "", "Expecting value: line 1"),
+        ("adapter_config.json", "{", "Expecting property name"),
+        ("adapter_config.json", "[]", "holds no JSON object"),
+        ("swaa_config.json", "", "Expecting value: line 1"),
+        ("swaa_config.json", '{"windw": 3}', "is no adaptation: "),
+    ],
+)
+def test_damaged_files_are_named(tmp_path, name, content, wrong):
+    path = tmp_path / "adapter"
+    path.mkdir()
+    (path / "adapter_config.json").write_text('{"base_model_name_or_path": "x"}')
+    (path / "swaa_config.json").write_text("{}")
+    (path / name).write_text(content)
+    result = run(tmp_path, "--adapter", path)
+    assert result.exit_code == 2, result.output
+    assert result.stderr.count("\n") == 1
+    assert str(path / name) in result.stderr
+    assert wrong in result.stderr

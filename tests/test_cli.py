@@ -11,7 +11,7 @@ import typer
 
 import swaa
 import swaa.cli.recipes
-from cli_runs import piped, run, succeed
+from cli_runs import fail, piped, run, succeed
 from swaa.cli import app, loading
 
 ESCAPE = "\x1b"
@@ -77,6 +77,29 @@ def test_a_mistake_of_ours_is_not_hidden(monkeypatch):
 
     monkeypatch.setattr(swaa.cli.recipes, "recipe_names", mistake)
     assert isinstance(run("recipes").exception, TypeError)
+
+
+@pytest.mark.parametrize(
+    ("error", "text"),
+    [
+        (FileNotFoundError(2, "No such file or directory", "there/mine.yaml"), "there/mine.yaml: No such file or"),
+        (OSError("the hub is away\ntry later"), "the hub is away\n"),
+    ],
+)
+def test_what_a_file_system_refuses_is_one_line(monkeypatch, error, text):
+    def refuse():
+        raise error
+
+    monkeypatch.setattr(swaa.cli.recipes, "recipe_names", refuse)
+    assert fail("recipes").startswith(f"error: {text}")
+    assert "Traceback" in run("--debug", "recipes").stderr
+
+
+def test_a_recommendation_needs_a_folder_before_a_model(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("swaa.cli.loading.load_config", None)
+    message = fail("recommend", "--length", "1k", "--calibrate", "-o", "missing/mine.yaml")
+    assert message == "error: --output missing/mine.yaml: there is no folder missing; make it, or name another\n"
 
 
 @pytest.mark.parametrize(("device", "threads"), [("cuda:0", 2), ("cpu", 6)])

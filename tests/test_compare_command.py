@@ -2,6 +2,7 @@
 
 import csv
 import json
+import math
 import re
 import sys
 from dataclasses import asdict
@@ -11,11 +12,13 @@ from matplotlib.image import imread
 from typer.testing import CliRunner
 
 import swaa.report
-from eval_runs import rig, short_books, tiny
+from eval_runs import overflowing, rig, save, short_books, tiny
+from families import tiny_model
 from swaa.cli import app
 from swaa.compare import MEASURES, Settings, choose_recipes, compare
 from swaa.recipes import Recipe
-from test_evaluate import bytes_tokenizer
+from swaa.report.reading import read_runs
+from test_evaluate import VOCABULARY, bytes_tokenizer
 
 LENGTH = 320
 PNG = b"\x89PNG\r\n\x1a\n"
@@ -27,12 +30,9 @@ def tokenizer():
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory, tokenizer):
+def folder(tmp_path_factory):
     """A tiny model on disk."""
-    path = tmp_path_factory.mktemp("models") / "tiny"
-    tiny().save_pretrained(path)
-    tokenizer.save_pretrained(path)
-    return path
+    return save(tiny(), tmp_path_factory.mktemp("models") / "tiny")
 
 
 @pytest.fixture(scope="module")
@@ -219,3 +219,72 @@ def test_the_command_leaves_nothing_behind_when_the_task_does_not_fit(monkeypatc
     assert result.exit_code == 2, result.output
     assert result.stderr.strip().startswith("error: length=100 has no room for needle, question and haystack: use ")
     assert (result.stdout, list(tmp_path.iterdir())) == ("", [])
+
+
+# What is no number
+
+
+@pytest.mark.parametrize(
+    ("scale", "lost"), [(math.inf, "the answer NLL of full, naive; the perplexity"), (2e3, "the perplexity")]
+)
+def test_numbers_that_are_not_finite_are_left_out(monkeypatch, tmp_path, short_book, scale, lost):
+    monkeypatch.chdir(tmp_path)
+    model = save(overflowing(scale), tmp_path / "model")
+    result = run("-m", model, "-r", "naive", "--window", 40, "--length", LENGTH, "--samples", 2, "--dtype", "float32")
+    assert result.exit_code == 0, result.output
+    (folder,) = (tmp_path / "results").iterdir()
+    content = json.loads((folder / "results.json").read_text(encoding="utf-8"), parse_constant=refuse)
+    shown = rows_of(result.stdout)
+    with (folder / "table.csv").open(newline="") as file:
+        written = {row["recipe"]: row for row in csv.DictReader(file)}
+    for row in content["table"]:
+        assert (row["perplexity"], row["perplexity_ratio"], written[row["recipe"]]["perplexity"]) == (None, None, "")
+        assert (row["nll"] is None) == (scale == math.inf)
+        assert shown[row["recipe"]].count("-") == 1 + (scale == math.inf)
+    assert {x["nll"] is None for x in content["predictions"]} == {scale == math.inf}
+    warnings = [line for line in result.stderr.splitlines() if line.startswith("warning: ")]
+    assert warnings == [f"warning: left out because it is no finite number: {lost} of full, naive; try another --dtype"]
+    assert [row["perplexity"] for row in read_runs([folder])[0].rows] == [None] * 4
+
+
+# Where it goes
+
+
+@pytest.mark.parametrize("place", ["afile", "afile/below"])
+def test_a_file_in_the_way_is_found_before_a_model_is_loaded(monkeypatch, tmp_path, place):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("swaa.models.load_model", None)
+    (tmp_path / "afile").write_text("dear all")
+    result = run("-o", place)
+    assert result.exit_code == 2
+    assert result.stderr == f"error: no folder can be made in {place} (Not a directory): choose another --output\n"
+    assert [file.name for file in tmp_path.iterdir()] == ["afile"]
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, RuntimeError("out of memory")])
+@pytest.mark.parametrize("before", [False, True])
+def test_no_empty_folder_stays_behind(monkeypatch, tmp_path, folder, short_book, error, before):
+    def fail(*args, **kwargs):
+        assert len(list((tmp_path / "else" / "where").iterdir())) == 1
+        raise error
+
+    monkeypatch.chdir(tmp_path)
+    if before:
+        (tmp_path / "else").mkdir()
+    monkeypatch.setattr("swaa.compare.measure_prefill", fail)
+    result = run("-m", folder, "-r", "full", "--length", LENGTH, "--samples", 1, "-o", "else/where")
+    assert result.exit_code in (1, 130)
+    assert [file.name for file in tmp_path.rglob("*")] == ["else"] * before
+
+
+def test_recipes_under_which_nothing_slides(monkeypatch, tmp_path, short_book):
+    monkeypatch.chdir(tmp_path)
+    model = tiny_model("gemma3_text", vocab_size=len(VOCABULARY))
+    recipes = "naive,sinks-odd-fa-decode"
+    flags = ("--window", 40, "--length", LENGTH, "--samples", 1)
+    result = run("-m", save(model, tmp_path / "model"), "-r", recipes, *flags)
+    assert result.exit_code == 0, result.output
+    warnings = [line for line in result.stderr.splitlines() if line.startswith("warning: ")]
+    assert warnings == [
+        "warning: sinks-odd-fa-decode: every layer that could slide keeps full attention, nothing slides"
+    ]

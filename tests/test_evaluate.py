@@ -1,5 +1,7 @@
 """Evaluation: scores against slow loops over a cache, generation with a model whose words are known, bytes, bounds."""
 
+import math
+
 import pytest
 import torch
 from tokenizers import Tokenizer, decoders, pre_tokenizers
@@ -8,10 +10,14 @@ from transformers import DynamicCache, PreTrainedTokenizerFast
 
 import swaa
 from families import tiny_model
+from swaa.adapting import plan_layers
+from swaa.cost import kv_bytes
 from swaa.evaluate import (
     accuracy_interval,
     cache_bytes,
+    exponential,
     generate_answers,
+    mean_nll,
     measure_prefill,
     perplexity,
     score_answers,
@@ -274,6 +280,16 @@ def test_perplexity_knows_windows_but_no_fa_decode():
     assert losses[0] != pytest.approx(list(perplexity(adapted(None), windows())), abs=1e-3)
 
 
+def test_means_are_over_all_samples_or_none():
+    assert mean_nll([1.0, 2.0, 6.0]) == 3.0
+    for lost in (None, math.nan, math.inf):
+        assert mean_nll([1.0, lost, 6.0]) is None
+    assert mean_nll([]) is None
+    assert exponential(2.0) == math.exp(2.0)
+    assert exponential(709.0) > 1e307
+    assert exponential(710.0) is exponential(None) is None
+
+
 # Prefill and bytes
 
 
@@ -299,10 +315,31 @@ def test_prefill_takes_the_median_and_leaves_the_first_pass_out(monkeypatch):
 
 
 def test_prefill_bytes_of_native_windows():
-    # The cache of a layer with a window of 16 may keep all 50 tokens alive after the prompt, and needs 15 of them.
+    # The cache of a layer with a window of 16 keeps 15 tokens once the next one comes.
     a_token = 2 * 2 * 8 * 4
     held = measure_prefill(tiny_model("gemma3_text"), [list(range(3, 53))])[1]
-    assert a_token * (2 * 50 + 2 * 15) <= held <= a_token * 4 * 50
+    assert held == a_token * (2 * 50 + 2 * 15)
+
+
+@pytest.mark.parametrize("family", ["gemma2", "gemma3_text", "gpt_oss"])
+@pytest.mark.parametrize(
+    "config", [None, swaa.SWAAConfig(window=8), swaa.SWAAConfig(window=8, sinks=2, full_layers=[1])]
+)
+@pytest.mark.parametrize("length", [9, 50])
+def test_bytes_of_native_windows_are_those_that_the_next_token_leaves(family, config, length):
+    model = tiny_model(family)
+    if config is not None:
+        swaa.adapt(model, config)
+    held = measure_prefill(model, [list(range(3, 3 + length))])[1]
+    rules = plan_layers(model.config, config or swaa.SWAAConfig())
+    assert held == kv_bytes(model.config, rules, length, dtype_bytes=4, release_kv=True)
+    with torch.no_grad():
+        cache = model(torch.arange(3, 3 + length)[None], use_cache=True).past_key_values
+        before = cache_bytes(cache)
+        tokens = [layer.keys.shape[2] for layer in cache.layers]
+        cache = model(torch.tensor([[3]]), past_key_values=cache).past_key_values
+    grown = sum(layer.keys.shape[2] - kept for layer, kept in zip(cache.layers, tokens, strict=True))
+    assert before == held == cache_bytes(cache) - grown * 2 * 2 * 8 * 4
 
 
 def test_cache_bytes_of_known_shapes():

@@ -56,6 +56,19 @@ def test_a_comparison_is_read(tmp_path):
     assert {score for *_, score in run.depths} == {0.0, 1.0}
 
 
+def test_perplexities_side_by_side_are_of_one_length(tmp_path):
+    folder = write_eval(tmp_path / "run", recipes=("full", "naive"), lengths=(1024, 2048), count=4)
+    rows = json.loads((folder / "summary.json").read_text())
+    lost = next(
+        row for row in rows if [row[key] for key in ("recipe", "task", "length")] == ["naive", "perplexity", 2048]
+    )
+    lost |= {"nll": None, "perplexity": None}
+    (folder / "summary.json").write_text(json.dumps(rows))
+    (run,) = read_runs([folder])
+    full = next(row["perplexity"] for row in run.rows if row["length"] == 2048 and row["perplexity"])
+    assert [row.perplexity for row in overview(run)] == [full, None]
+
+
 def test_runs_of_one_name_are_told_apart(tmp_path):
     folders = [tmp_path / name for name in ("a/run", "b/run", "c/a/run", "other")]
     names = [run.name for run in read_runs([*(write_compare(each, recipes=("full",)) for each in folders)])]

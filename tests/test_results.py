@@ -14,6 +14,7 @@ from swaa.results import (
     append_lines,
     command_line,
     environment,
+    fresh_folder,
     git_revision,
     model_revision,
     new_folder,
@@ -81,6 +82,29 @@ def test_new_folders_are_never_reused(monkeypatch, tmp_path):
 
 def test_folders_carry_date_and_time(tmp_path):
     assert re.fullmatch(r"name-\d{8}-\d{6}", new_folder(tmp_path, "name").name)
+
+
+def test_empty_folders_go_after_an_error(tmp_path):
+    base = tmp_path / "not" / "there"
+
+    def interrupted(file=None):
+        with fresh_folder(base, "name") as folder:
+            if file:
+                (folder / file).write_text("kept")
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupted()
+    assert list(tmp_path.iterdir()) == []
+    with pytest.raises(KeyboardInterrupt):
+        interrupted("table.csv")
+    (folder,) = base.iterdir()
+    assert (folder / "table.csv").read_text() == "kept"
+    with fresh_folder(base, "name") as other:
+        assert other != folder
+    assert sorted(base.iterdir()) == sorted([folder, other])
+    with pytest.raises(ValueError, match=r"table\.csv \(Not a directory\): choose another --output"):
+        new_folder(folder / "table.csv", "name")
 
 
 def test_csv_and_json_are_for_people(tmp_path):

@@ -7,7 +7,7 @@ from typing import Any
 
 from safetensors import SafetensorError
 
-from swaa.config import SWAAConfig
+from swaa.config import ConfigError, SWAAConfig
 from swaa.errors import ModelError, first_line
 from swaa.recipes import Recipe
 
@@ -56,7 +56,7 @@ def read_adapter(path: str | Path) -> Adapter:
     """Read what is beside the weights of an adapter that `swaa train` or `swaa.save` wrote.
 
     Raises:
-        ModelError: there is no adapter, or no adaptation beside it.
+        ModelError: there is no adapter, or no adaptation beside it, or one of the files is damaged.
     """
     path = Path(path).expanduser()
     base, stored = adapter_base(path), stored_adaptation(path)
@@ -64,19 +64,23 @@ def read_adapter(path: str | Path) -> Adapter:
         raise ModelError(f"{path} holds no adapter: name a folder that `swaa train` wrote")
     if stored is None:
         raise ModelError(f"{path} stores no adaptation: {ADAPTATION_FILE} is missing")
-    return Adapter(path, base, SWAAConfig.from_dict(stored), _training(path))
+    try:
+        config = SWAAConfig.from_dict(stored)
+    except ConfigError as error:
+        raise ModelError(f"{path / ADAPTATION_FILE} is no adaptation: {error}") from error
+    return Adapter(path, base, config, _training(path))
 
 
 def adapter_base(path: str | Path) -> str | None:
     """Return the name of the model that the PEFT adapter in a local folder belongs to, None if there is no adapter.
 
     Raises:
-        ModelError: the adapter does not tell.
+        ModelError: the adapter does not tell, or its file is damaged.
     """
     file = Path(path) / PEFT_FILE
     if not file.is_file():
         return None
-    base = json.loads(file.read_text(encoding="utf-8")).get("base_model_name_or_path")
+    base = _read(file).get("base_model_name_or_path")
     if not base:
         raise ModelError(f"{file} does not name its model: put it there as base_model_name_or_path")
     return str(base)
@@ -111,9 +115,23 @@ def add_adapter(model: Any, path: str | Path, name: str = "default") -> Any:
 
 
 def stored_adaptation(folder: str | Path) -> dict[str, Any] | None:
-    """Read the adaptation beside an adapter in a local folder, None if there is none."""
+    """Read the adaptation beside an adapter in a local folder, None if there is none.
+
+    Raises:
+        ModelError: the file is damaged.
+    """
     file = Path(folder) / ADAPTATION_FILE
-    return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else None
+    return _read(file) if file.is_file() else None
+
+
+def _read(file: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ModelError(f"cannot read {file}: {first_line(error)}; restore it from where the adapter is") from error
+    if not isinstance(content, dict):
+        raise ModelError(f"{file} holds no JSON object: restore it from where the adapter is")
+    return content
 
 
 def _training(path: Path) -> str:
@@ -122,9 +140,13 @@ def _training(path: Path) -> str:
     file = next((file for file in files if file.is_file()), None)
     if file is None:
         return "training not recorded"
-    record = json.loads(file.read_text(encoding="utf-8"))
-    settings = record["settings"]
-    steps = f"{record['steps']} steps" if "steps" in record else "unfinished"
-    rank = f"LoRA of rank {settings['lora']['rank']} on {', '.join(settings['lora']['targets'])}"
-    loss = settings.get("objective", {}).get("loss", "sft")
-    return f"{steps} on {record['examples']} samples, loss {loss}, {rank}: {record['command']}"
+    record = _read(file)
+    try:
+        settings = record["settings"]
+        steps = f"{record['steps']} steps" if "steps" in record else "unfinished"
+        rank = f"LoRA of rank {settings['lora']['rank']} on {', '.join(settings['lora']['targets'])}"
+        loss = settings.get("objective", {}).get("loss", "sft")
+        return f"{steps} on {record['examples']} samples, loss {loss}, {rank}: {record['command']}"
+    except (KeyError, TypeError, AttributeError) as error:
+        reason = f"{error} is missing" if isinstance(error, KeyError) else str(error)
+        raise ModelError(f"{file} is no record of `swaa train` ({reason}): restore it, or move it away") from error

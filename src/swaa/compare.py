@@ -1,6 +1,5 @@
 """The main job: several recipes side by side on one model and the same samples."""
 
-import math
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -13,7 +12,15 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from swaa.adapting import adapt, layer_words, plan_layers, restore
 from swaa.config import ConfigError, SWAAConfig
 from swaa.cost import active_weights, kv_bytes, relative_cost
-from swaa.evaluate import accuracy_interval, generate_answers, measure_prefill, perplexity, score_answers
+from swaa.evaluate import (
+    accuracy_interval,
+    exponential,
+    generate_answers,
+    mean_nll,
+    measure_prefill,
+    perplexity,
+    score_answers,
+)
 from swaa.models import DEFAULT_MODEL
 from swaa.recipes import Recipe, load_recipe
 from swaa.results import command_line, environment, write_csv, write_json
@@ -79,7 +86,8 @@ class Comparison:
     Args:
         settings: what was asked for.
         recipes: the recipes in the order of `rows`; the first is full attention.
-        rows: one a recipe: its measures, and the ratio of each to full attention (`<measure>_ratio`).
+        rows: one a recipe: its measures, and the ratio of each to full attention (`<measure>_ratio`); None is not
+            known, or no finite number.
         predictions: one a recipe and sample.
         model: name of the model.
         model_config: its (text) configuration.
@@ -119,25 +127,9 @@ class Comparison:
             "predictions": self.predictions,
         }
         write_json(everything, content)
-        return [table, everything, *self._save_plots(folder)]
-
-    def _save_plots(self, folder: Path) -> list[Path]:
         from swaa.report import plots
 
-        settings = self.settings
-        configs = {recipe.name: recipe.config for recipe in self.recipes}
-        title = f"{self.model}: {settings.task}, {settings.length} tokens, {settings.samples} samples"
-        figures = {
-            "accuracy-prefill": plots.accuracy_against_time(
-                self.rows, title=title, full=self.recipes[0].name, time_label=f"prefill of {settings.length} tokens (s)"
-            ),
-            "masks": plots.mask_grid(configs, self.model_config.num_hidden_layers),
-            "layers": plots.layer_map(configs, self.model_config),
-        }
-        paths = [folder / f"{name}.png" for name in figures]
-        for path, figure in zip(paths, figures.values(), strict=True):
-            plots.save(figure, path)
-        return paths
+        return [table, everything, *plots.save_comparison(self, folder)]
 
 
 def choose_recipes(
@@ -223,7 +215,7 @@ def compare(
     trained = {recipe.name: recipe.description for recipe in recipes if recipe.name in adapters}
     outcome = Comparison(settings, list(recipes), [], [], name, model_config, trained)
     weights = active_weights(model)
-    perplexities: dict[tuple[SWAAConfig, str | None], float] = {}
+    perplexities: dict[tuple[SWAAConfig, str | None], float | None] = {}
     try:
         for recipe in recipes:
             config, adapter = recipe.config, adapters.get(recipe.name)
@@ -245,7 +237,7 @@ def compare(
                 for loss in perplexity(model, prose):
                     losses.append(loss)
                     progress(recipe.name, done + len(losses), correct)
-                perplexities[key] = math.exp(math.fsum(losses) / len(losses))
+                perplexities[key] = exponential(mean_nll(losses))
             done += len(prose)
             seconds, held = measure_prefill(model, [s.prompt_ids for s in samples[: settings.prefill_samples]])
             progress(recipe.name, done + 1, correct)
@@ -258,7 +250,7 @@ def compare(
                 "accuracy": correct / len(answers),
                 "accuracy_low": low,
                 "accuracy_high": high,
-                "nll": math.fsum(a.nll for a in answers) / len(answers),
+                "nll": mean_nll([a.nll for a in answers]),
                 "perplexity": perplexities[key],
                 "prefill_seconds": seconds,
                 "kv_bytes": held,
@@ -270,7 +262,8 @@ def compare(
             ratios = {f"{measure}_ratio": _ratio(row[measure], full[measure]) for measure in MEASURES}
             outcome.rows.append(row | ratios)
             outcome.predictions += [
-                {"recipe": recipe.name, **asdict(a), "answer": samples[a.index].answer, "meta": samples[a.index].meta}
+                {"recipe": recipe.name, **asdict(a), "nll": mean_nll([a.nll])}
+                | {"answer": samples[a.index].answer, "meta": samples[a.index].meta}
                 for a in answers
             ]
     finally:
@@ -295,5 +288,5 @@ def steps(settings: Settings) -> int:
     return settings.samples + settings.perplexity_samples + 1
 
 
-def _ratio(value: float, full: float) -> float | None:
-    return value / full if full else None
+def _ratio(value: float | None, full: float | None) -> float | None:
+    return value / full if full and value is not None else None

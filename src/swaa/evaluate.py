@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from transformers import Cache, DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
-from transformers.cache_utils import DynamicLayer
+from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
 from swaa.attaching import adaptation
 from swaa.cache import HeadsLayer, announce, install
@@ -173,6 +173,23 @@ def perplexity(model: PreTrainedModel, samples: Iterable[Sample]) -> Iterator[fl
         yield math.fsum(losses) / scored
 
 
+def mean_nll(losses: Sequence[float | None]) -> float | None:
+    """Average the NLL of samples; None if there is none, or if that of one is None or not finite.
+
+    A mean over the others would be one over other samples than the next recipe's.
+    """
+    finite = [loss for loss in losses if loss is not None and math.isfinite(loss)]
+    return math.fsum(finite) / len(finite) if finite and len(finite) == len(losses) else None
+
+
+def exponential(nll: float | None) -> float | None:
+    """Return the perplexity of a mean NLL; None if there is none, or if no float is that large (NLL above 709)."""
+    try:
+        return None if nll is None else math.exp(nll)
+    except OverflowError:
+        return None
+
+
 @torch.inference_mode()
 def measure_prefill(model: PreTrainedModel, prompts: Sequence[Sequence[int]]) -> tuple[float, int]:
     """Time the prefill of single prompts, and measure what the cache holds afterwards.
@@ -228,12 +245,19 @@ def held_bytes(model_config: Any, rules: Sequence[LayerRule | None], length: int
 
 
 def cache_bytes(cache: Cache) -> int:
-    """Return the bytes of all key and value tensors that a cache holds."""
+    """Return the bytes of all key and value tensors that a cache holds.
+
+    transformers' own sliding layers count with what they hold from the next token on: right after a prompt in one pass
+    they have a slice of all its keys and values, which the next token replaces by a copy of what its window sees.
+    """
     layers: list[Any] = cache.layers
-    tensors: list[Tensor | None] = [x for layer in layers for x in _states(layer)]
+    native = [isinstance(layer, DynamicSlidingWindowLayer) for layer in layers]
+    slices = [x for layer, own in zip(layers, native, strict=True) if own for x in _states(layer)]
+    tensors = [x for layer, own in zip(layers, native, strict=True) if not own for x in _states(layer)]
     storages = [x.untyped_storage() for x in tensors if x is not None]
     # A view (a slice of a longer prompt, say) keeps its whole storage alive; tensors on "meta" have no address.
-    return sum({storage.data_ptr() or id(storage): storage.nbytes() for storage in storages}.values())
+    held = sum({storage.data_ptr() or id(storage): storage.nbytes() for storage in storages}.values())
+    return held + sum(x.nbytes for x in slices if x is not None)
 
 
 def _states(layer: Any) -> list[Tensor | None]:

@@ -11,7 +11,7 @@ import shlex
 import subprocess
 import sys
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,7 +27,11 @@ _LOOKED_AT = 1024
 
 
 def new_folder(base: str | Path, name: str) -> Path:
-    """Make a fresh folder `base/name-<date>-<time>`; a number is appended rather than writing into an existing one."""
+    """Make a fresh folder `base/name-<date>-<time>`; a number is appended rather than writing into an existing one.
+
+    Raises:
+        ValueError: no folder can be made there.
+    """
     stem = f"{name}-{time.strftime('%Y%m%d-%H%M%S')}"
     for number in range(1, 1000):
         folder = Path(base) / (stem if number == 1 else f"{stem}-{number}")
@@ -35,8 +39,28 @@ def new_folder(base: str | Path, name: str) -> Path:
             folder.mkdir(parents=True)
         except FileExistsError:
             continue
+        except OSError as error:
+            raise ValueError(f"no folder can be made in {base} ({error.strerror}): choose another --output") from error
         return folder
     raise FileExistsError(f"{base} holds a thousand folders named {stem}: clean up, or choose another --output")
+
+
+@contextlib.contextmanager
+def fresh_folder(base: str | Path, name: str) -> Iterator[Path]:
+    """Make a fresh folder (`new_folder`); an error that leaves it empty takes it away, and what was made around it.
+
+    Raises:
+        ValueError: no folder can be made there.
+    """
+    around = [folder for folder in (Path(base), *Path(base).parents) if not folder.exists()]
+    made = [new_folder(base, name), *around]
+    try:
+        yield made[0]
+    except BaseException:
+        with contextlib.suppress(OSError):
+            for folder in made:
+                folder.rmdir()
+        raise
 
 
 def begin_folder(folder: Path, what: str = "run") -> None:

@@ -9,6 +9,7 @@ from typer.core import TyperGroup
 
 from swaa import __version__
 from swaa.cli.common import notes
+from swaa.errors import first_line
 
 # Each module has a function of its own name, or an app of its own.
 _COMMANDS = ("inspect", "compare", "select", "eval", "generate", "distill", "train", "merge", "report", "recommend")
@@ -26,13 +27,22 @@ class _Group(TyperGroup):
     def invoke(self, ctx: Any) -> Any:
         try:
             return super().invoke(ctx)
-        except (ValueError, ModuleNotFoundError) as error:
+        except BrokenPipeError:
+            # Nobody reads on: click ends without a word.
+            raise
+        except (ValueError, ModuleNotFoundError, OSError) as error:
             from rich.text import Text
 
             if ctx.params["debug"]:
                 traceback.print_exc()
-            notes().print(Text.assemble(("error: ", "bold red"), (str(error), "red")))
+            text = _file_error(error) if isinstance(error, OSError) else str(error)
+            notes().print(Text.assemble(("error: ", "bold red"), (text, "red")))
             raise typer.Exit(2) from None
+
+
+def _file_error(error: OSError) -> str:
+    named = error.filename is not None and error.strerror
+    return f"{error.filename}: {error.strerror}" if named else first_line(error)
 
 
 app = typer.Typer(

@@ -105,11 +105,12 @@ def compare(
     - `swaa compare -m Qwen/Qwen3-4B-Instruct-2507 -r paper-instruct,mine.yaml --length 32k --batch-size 4`
     """
     from swaa.adapters import add_adapter, read_adapter
+    from swaa.adapting import layer_words
     from swaa.cli.loading import load
     from swaa.compare import Settings, check_names, choose_recipes, steps
     from swaa.compare import compare as run
     from swaa.models import quiet_transformers
-    from swaa.results import new_folder
+    from swaa.results import fresh_folder
 
     settings = Settings(task, length, samples, seed, scoring, batch_size)
     given = None if recipes is None else names(recipes)
@@ -129,37 +130,50 @@ def compare(
             warn(f"{recipe.name}: a window of {recipe.config.window} covers all {length} tokens, nothing slides")
         if recipe.chain_of_thought != "none":
             warn(f"{recipe.name}: chain of thought plays no part here, answers are short")
-    loaded, tokenizer = load(model, dtype=dtype, device=device)
-    with quiet_transformers():
+    # Before the work, which a wrong --output must not cost.
+    with fresh_folder(output_folder, f"compare-{Path(model).name}") as folder:
+        loaded, tokenizer = load(model, dtype=dtype, device=device)
+        with quiet_transformers():
+            for one in trained:
+                loaded = add_adapter(loaded, one.path, one.key)
+        warn_of_length(loaded.config, length)
+        for recipe in chosen:
+            recipe.check_model(loaded.config)
+            if recipe.config.window and "sliding" not in layer_words(loaded.config.get_text_config(), recipe.config):
+                warn(f"{recipe.name}: every layer that could slide keeps full attention, nothing slides")
+        with quiet_transformers(), _progress() as progress:
+            bars = {
+                recipe.name: progress.add_task(recipe.name, total=steps(settings), start=False, right="")
+                for recipe in chosen
+            }
+
+            finished = dict.fromkeys(bars, 0)
+            line = None if notes().is_terminal else minute_lines(time.monotonic)
+
+            def update(name: str, done: int, correct: int) -> None:
+                finished[name] = done
+                if line:
+                    line(name, sum(finished.values()), steps(settings) * len(finished))
+                progress.start_task(bars[name])
+                right = f"{correct} of {min(done, samples)} right"
+                progress.update(bars[name], completed=done, right=right)
+
+            keys = {recipe.name: key for recipe, key in own if key is not None}
+            outcome = run(loaded, tokenizer, chosen, settings, adapters=keys, name=model, progress=update)
+        output().print(_table(outcome))
         for one in trained:
-            loaded = add_adapter(loaded, one.path, one.key)
-    warn_of_length(loaded.config, length)
-    with quiet_transformers(), _progress() as progress:
-        bars = {
-            recipe.name: progress.add_task(recipe.name, total=steps(settings), start=False, right="")
-            for recipe in chosen
-        }
-
-        finished = dict.fromkeys(bars, 0)
-        line = None if notes().is_terminal else minute_lines(time.monotonic)
-
-        def update(name: str, done: int, correct: int) -> None:
-            finished[name] = done
-            if line:
-                line(name, sum(finished.values()), steps(settings) * len(finished))
-            progress.start_task(bars[name])
-            right = f"{correct} of {min(done, samples)} right"
-            progress.update(bars[name], completed=done, right=right)
-
-        keys = {recipe.name: key for recipe, key in own if key is not None}
-        outcome = run(loaded, tokenizer, chosen, settings, adapters=keys, name=model, progress=update)
-    output().print(_table(outcome))
-    for one in trained:
-        output().print(f"{one.name}: {one.training}", soft_wrap=True)
-    folder = new_folder(output_folder, f"compare-{Path(model).name}")
-    with plots_if_possible():
-        outcome.save(folder)
+            output().print(f"{one.name}: {one.training}", soft_wrap=True)
+        _warn_of_overflow(outcome.rows)
+        with plots_if_possible():
+            outcome.save(folder)
     notes().print(f"{outcome.seconds:.0f} s; table, predictions and plots in {folder}")
+
+
+def _warn_of_overflow(rows: list[dict[str, Any]]) -> None:
+    measures = {"nll": "the answer NLL", "perplexity": "the perplexity"}
+    lost = {text: [row["recipe"] for row in rows if row[key] is None] for key, text in measures.items()}
+    if parts := [f"{text} of {', '.join(recipes)}" for text, recipes in lost.items() if recipes]:
+        warn(f"left out because it is no finite number: {'; '.join(parts)}; try another --dtype")
 
 
 def _base(adapters: "list[Adapter]", model: str) -> str:
@@ -203,8 +217,8 @@ def _table(outcome: "Comparison") -> "Table":
             row["recipe"],
             f"{row['accuracy']:.2f} ({_times(row['accuracy_ratio'])})",
             f"{low:.2f}-{high:.2f}",
-            f"{row['nll']:.3f} ({row['nll_ratio']:.1f}x)",
-            f"{row['perplexity']:.2f} ({row['perplexity_ratio']:.2f}x)",
+            "-" if row["nll"] is None else f"{row['nll']:.3f} ({_times(row['nll_ratio'], 1)})",
+            "-" if row["perplexity"] is None else f"{row['perplexity']:.2f} ({_times(row['perplexity_ratio'])})",
             f"{row['prefill_seconds'] * 1000:,.0f} ms ({row['prefill_seconds_ratio']:.2f}x)",
             _times(row["prefill_flops_ratio"]),
             f"{row['kv_bytes'] / 1e6:,.1f} MB ({row['kv_bytes_ratio']:.2f}x)",
@@ -213,5 +227,5 @@ def _table(outcome: "Comparison") -> "Table":
     return table
 
 
-def _times(ratio: float | None) -> str:
-    return "-" if ratio is None else f"{ratio:.2f}x"
+def _times(ratio: float | None, digits: int = 2) -> str:
+    return "-" if ratio is None else f"{ratio:.{digits}f}x"

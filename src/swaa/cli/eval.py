@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from swaa.recipes import Recipe
+    from swaa.runs import RunSettings
 
 _SAMPLES, _ANSWERS, _JUDGE = "Samples", "Answers", "Judge"
 
@@ -191,8 +192,9 @@ def eval(
     from swaa.models import quiet_transformers
     from swaa.results import new_folder
     from swaa.runs import RunFolder, RunSettings, run
-    from swaa.runs.judging import is_open
+    from swaa.runs.judging import check_judge, is_open
     from swaa.runs.parallel import joined
+    from swaa.runs.summary import overflows
 
     if judge_model is None and judge_url is not None:
         raise ValueError("--judge-url names an endpoint: name its model too, by --judge-model")
@@ -213,6 +215,8 @@ def eval(
     )
     for task in settings.tasks:
         settings.task(task)
+    if judge_model is not None:
+        check_judge(judge_model, settings.tasks)
     chosen = choose_recipes(
         None if recipes is None else names(recipes), length=min(lengths), window=window, sinks=sinks
     )
@@ -236,15 +240,23 @@ def eval(
         if workers.rank != 0:
             return
         output().print(_table(model, rows, thinks=settings.reasoning != ("none",)))
-        if waiting := sum(is_open(row) for row in folder.read().values()):
+        measured = folder.read().values()
+        for text in overflows(rows, measured, settings):
+            warn(f"{text}; try another --dtype")
+        if waiting := sum(is_open(row) for row in measured):
             warn(f"{waiting} answers wait for a judge: repeat the command with -o {path} and --judge-model")
         notes().print(f"{time.perf_counter() - begin:.0f} s; samples and summary in {path}")
 
 
-def _warn(model: Any, recipes: "list[Recipe]", settings: Any) -> None:
+def _warn(model: Any, recipes: "list[Recipe]", settings: "RunSettings") -> None:
+    from swaa.adapting import layer_words
+
     for recipe in recipes:
+        recipe.check_model(model.config)
         if recipe.config.window is not None and recipe.config.window >= max(settings.lengths):
             warn(f"{recipe.name}: a window of {recipe.config.window} covers every prompt, nothing slides")
+        if recipe.config.window and "sliding" not in layer_words(model.config.get_text_config(), recipe.config):
+            warn(f"{recipe.name}: every layer that could slide keeps full attention, nothing slides")
         if recipe.chain_of_thought not in ("none", *settings.reasoning):
             warn(f"{recipe.name} is meant for --reasoning {recipe.chain_of_thought}, which is not asked for")
     warn_of_length(model.config, max(settings.lengths))

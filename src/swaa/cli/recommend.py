@@ -87,6 +87,8 @@ def recommend(
         raise ValueError(f"--samples {samples}: use 1 or more")
     if recipe_file is not None and (recipe_file.suffix not in (".yaml", ".yml") or recipe_file.exists()):
         raise ValueError(f"--output {recipe_file}: give a .yaml file that does not exist yet")
+    if recipe_file is not None and not recipe_file.parent.is_dir():
+        raise ValueError(f"--output {recipe_file}: there is no folder {recipe_file.parent}; make it, or name another")
     named = [name.strip() for name in (recipes or "").split(",") if name.strip()]
     config = load_config(model)
     with quiet_transformers():

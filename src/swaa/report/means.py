@@ -42,7 +42,7 @@ class OverviewRow:
         reasoning: "none", "prompt" or "thinking".
         scores: mean over the tasks, by length; None where it lacks a task that others have.
         ratio: score of the longest length to that of full attention.
-        perplexity: of the longest length that has one.
+        perplexity: of the longest length at which a recipe of the run has one.
         cost: prefill_seconds, prefill_flops_ratio, kv_bytes; None is not known.
         cost_ratio: prefill_seconds and kv_bytes to those of full attention.
     """
@@ -154,5 +154,8 @@ def ratio(value: float | None, full: float | None) -> float | None:
 
 
 def _perplexity(run: Run, recipe: str) -> float | None:
-    rows = [row for row in run.rows if row["recipe"] == recipe and row["perplexity"] is not None]
-    return max(rows, key=lambda row: row["length"])["perplexity"] if rows else None
+    # A recipe that has none at that length gets none: that of a shorter one compares with no other recipe's.
+    rows = [row for row in run.rows if row["perplexity"] is not None]
+    longest = max((row["length"] for row in rows), default=None)
+    own = (row["perplexity"] for row in rows if (row["recipe"], row["length"]) == (recipe, longest))
+    return next(own, None)

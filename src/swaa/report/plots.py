@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -31,7 +31,20 @@ from swaa.report.drawing import (
 from swaa.report.palette import KINDS, colours, layer_kind
 from swaa.report.pareto import pareto_front
 
-__all__ = ["KINDS", "REASONS", "accuracy_against_time", "colours", "layer_map", "mask_grid", "reasons", "save"]
+if TYPE_CHECKING:
+    from swaa.compare import Comparison
+
+__all__ = [
+    "KINDS",
+    "REASONS",
+    "accuracy_against_time",
+    "colours",
+    "layer_map",
+    "mask_grid",
+    "reasons",
+    "save",
+    "save_comparison",
+]
 
 # Why a key is visible; each case is part of the one before it (`reasons`). Blues darken with what is visible, so the
 # pictures survive any colour vision and a grey printer.
@@ -47,6 +60,24 @@ REASONS = {
 def save(figure: Figure, path: str | Path) -> None:
     """Write a figure as PNG."""
     figure.savefig(path, dpi=DPI, format="png")
+
+
+def save_comparison(outcome: "Comparison", folder: Path) -> list[Path]:
+    """Write the plots of `swaa compare` into an existing folder; return the files."""
+    settings, recipes = outcome.settings, outcome.recipes
+    configs = {recipe.name: recipe.config for recipe in recipes}
+    title = f"{outcome.model}: {settings.task}, {settings.length} tokens, {settings.samples} samples"
+    time_label = f"prefill of {settings.length} tokens (s)"
+    figures = {
+        "accuracy-prefill": accuracy_against_time(
+            outcome.rows, title=title, full=recipes[0].name, time_label=time_label
+        ),
+        "masks": mask_grid(configs, outcome.model_config.num_hidden_layers),
+        "layers": layer_map(configs, outcome.model_config),
+    }
+    for name, figure in figures.items():
+        save(figure, folder / f"{name}.png")
+    return [folder / f"{name}.png" for name in figures]
 
 
 def accuracy_against_time(

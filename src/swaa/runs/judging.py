@@ -1,6 +1,6 @@
 """Scores from a judge, for the samples of a run whose task leaves them open."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from swaa.judge import Judge, judge_messages
@@ -10,6 +10,19 @@ from swaa.tasks import TASKS
 def is_open(row: dict[str, Any]) -> bool:
     """Tell whether a line of `samples.jsonl` waits for a judge."""
     return row["score"] is None and TASKS[row["task"]].kind != "perplexity"
+
+
+def check_judge(model: str, tasks: Sequence[str]) -> None:
+    """Raise `ValueError` if a judge has been named, but none of the tasks leaves its scores to one."""
+    if not any(map(_needs_judge, tasks)):
+        raise ValueError(
+            f"--judge-model {model}: nothing is left to a judge by the tasks {', '.join(tasks)}; leave it out, or "
+            f"choose one that needs a judge: {', '.join(filter(_needs_judge, TASKS))}"
+        )
+
+
+def _needs_judge(name: str) -> bool:
+    return getattr(TASKS[name], "judged", False)
 
 
 def judge_rows(

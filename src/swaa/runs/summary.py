@@ -1,14 +1,18 @@
 """The summary of a run: a row a recipe, task, length and chain of thought, with 95 % intervals."""
 
 import math
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from swaa.evaluate import accuracy_interval
+from swaa.evaluate import accuracy_interval, exponential, mean_nll
 from swaa.results import replace_json, write_csv
+from swaa.runs.folder import key_of
+from swaa.runs.settings import Cell, RunSettings
+from swaa.tasks import TASKS
 
 _RESAMPLES = 10_000
 
@@ -23,7 +27,8 @@ def summarise(rows: Sequence[dict[str, Any]], run: dict[str, Any]) -> list[dict[
     Returns:
         rows of one set of keys. `score` is the mean over all samples that have one; samples without a readable answer
         count as 0 (`unparsed`, `truncated`). `nll` is the mean, `perplexity` its exponential in tasks without scores,
-        `judge_agreement` the mean share of the judge's votes that agree. `score_ratio` is to full attention.
+        both None where one sample's is not finite (`overflows`). `judge_agreement` is the mean share of the judge's
+        votes that agree, `score_ratio` is to full attention.
     """
     groups: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
     for row in rows:
@@ -36,6 +41,28 @@ def summarise(rows: Sequence[dict[str, Any]], run: dict[str, Any]) -> list[dict[
         base = full.get((row["task"], row["length"], row["reasoning"]))
         row["score_ratio"] = row["score"] / base if base and row["score"] is not None else None
     return summary
+
+
+def overflows(
+    summary: Sequence[dict[str, Any]], rows: Iterable[dict[str, Any]], settings: RunSettings
+) -> Iterator[str]:
+    """Yield a line for each row of the summary that has no NLL or no perplexity, because it is no finite number.
+
+    Args:
+        summary: from `summarise`.
+        rows: the lines of `samples.jsonl`.
+        settings: of the run.
+    """
+    keys = [key_of(row) for row in rows if row["nll"] is None]
+    lost = Counter((key.recipe, key.cell) for key in keys)
+    for row in summary:
+        cell = Cell(row["task"], row["length"], row["reasoning"])
+        what = f"{row['recipe']}, {cell.task} at {cell.length} tokens"
+        count = 0 if settings.is_free(cell) else lost[row["recipe"], cell]
+        if count:
+            yield f"{what}: the NLL of {count} of {row['count']} samples is not finite, so the row has none"
+        elif TASKS[cell.task].kind == "perplexity" and row["perplexity"] is None:
+            yield f"{what}: the perplexity is not finite at an NLL of {row['nll']:.0f}, so the row has none"
 
 
 def score_interval(scores: Sequence[float]) -> tuple[float, float]:
@@ -65,10 +92,9 @@ def write_summary(folder: Path, summary: Sequence[dict[str, Any]]) -> None:
 def _summary_row(key: tuple[Any, ...], rows: Sequence[dict[str, Any]], costs: dict[str, Any]) -> dict[str, Any]:
     recipe, task, length, reasoning = key
     scores = [row["score"] for row in rows if row["score"] is not None]
-    losses = [row["nll"] for row in rows if row["nll"] is not None]
     votes = [row["meta"]["judge"]["agreement"] for row in rows if "judge" in row["meta"]]
     low, high = score_interval(scores) if scores else (None, None)
-    nll = math.fsum(losses) / len(losses) if losses else None
+    nll = mean_nll([row["nll"] for row in rows])
     cost = costs.get(recipe, {}).get(str(length), {})
     return {
         "recipe": recipe,
@@ -80,7 +106,7 @@ def _summary_row(key: tuple[Any, ...], rows: Sequence[dict[str, Any]], costs: di
         "low": low,
         "high": high,
         "nll": nll,
-        "perplexity": math.exp(nll) if nll is not None and not scores else None,
+        "perplexity": None if scores else exponential(nll),
         "unparsed": sum(row["unparsed"] for row in rows),
         "truncated": sum(row["truncated"] for row in rows),
         "judge_agreement": math.fsum(votes) / len(votes) if votes else None,

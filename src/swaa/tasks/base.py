@@ -91,7 +91,7 @@ class Task(Protocol):
         """Score a free answer, reasoning already removed (`final_answer`).
 
         Returns:
-            0 (wrong) to 1 (right); None: only a judge can tell.
+            0 (wrong) to 1 (right); None: only a judge can tell. A task that leaves answers to one says `judged = True`.
 
         Raises:
             ValueError: nothing is generated in this task.

@@ -49,6 +49,7 @@ class LongMemEval:
     kind: ClassVar[Kind] = "generation"
     describe: ClassVar[str] = "LongMemEval (--data): answer from a long chat history; needs a judge"
     max_new_tokens: ClassVar[int] = 500
+    judged: ClassVar[bool] = True
 
     def samples(
         self,
