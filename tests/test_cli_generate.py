@@ -62,6 +62,8 @@ def test_generate_samples(folder):
     sampling = {"do_sample": True, "temperature": 0.9, "top_p": 0.8, "top_k": 0}
     assert generate(folder, *args).stdout == expected(folder, PROMPT, seed=4, **sampling)
     assert generate(folder, *args).stdout != expected(folder, PROMPT, seed=5, **sampling)
+    alone = generate(folder, "--raw", PROMPT, "--temperature", 0.9).stdout
+    assert alone == expected(folder, PROMPT, seed=0, do_sample=True, temperature=0.9, top_p=1.0, top_k=0)
 
 
 def test_generate_with_the_stored_adaptation(folder, tmp_path):
@@ -96,6 +98,21 @@ def test_template_without_a_thinking_switch(folder, tmp_path):
     assert "no thinking switch" in generate(tmp_path, "Hi", "-r", "paper-thinking-speed").stderr
 
 
+def test_template_that_refuses(folder, tmp_path):
+    """Gemma 2's knows no system turn."""
+    load(folder).save_pretrained(tmp_path)
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    refusal = "{{ raise_exception('System role not supported\n') }}"
+    tokenizer.chat_template = f"{{% if messages[0].role == 'system' %}}{refusal}{{% endif %}}{TEMPLATE}"
+    tokenizer.save_pretrained(tmp_path)
+    assert generate(tmp_path, "Hi").stdout == expected(folder, "<user>Hi\n<assistant>")
+    message = fail("generate", "-m", tmp_path, "Hi", "--system", "Be brief.")
+    assert "refuses the messages (System role not supported): put the words of --system into the prompt" in message
+    tokenizer.chat_template = refusal
+    tokenizer.save_pretrained(tmp_path)
+    assert "leave it out with --raw" in fail("generate", "-m", tmp_path, "Hi")
+
+
 def test_where_the_prompt_comes_from(folder, tmp_path):
     file = tmp_path / "text.txt"
     file.write_text(PROMPT)
@@ -106,6 +123,17 @@ def test_where_the_prompt_comes_from(folder, tmp_path):
     assert generate(folder, "--raw", "--file", "-", stdin=PROMPT).stdout == alone
     assert generate(folder, "--raw", "--file", file, "Why?").stdout == asked
     assert generate(folder, "--raw", "--file", "-", "Why?", stdin=PROMPT).stdout == asked
+
+
+def test_a_byte_order_mark_is_no_part_of_the_prompt(folder, tmp_path):
+    file = tmp_path / "text.txt"
+    file.write_bytes(b"\xef\xbb\xbfHello")
+    assert read_prompt(None, str(file)) == "Hello"
+    assert read_prompt("Why?", str(file)) == "Hello\n\nWhy?"
+    piped_in = generate(folder, "--raw", stdin=b"\xef\xbb\xbfHello")
+    assert "5 prompt tokens" in piped_in.stderr
+    file.write_bytes(b"\xef\xbb\xbf")
+    assert "the prompt is empty" in fail("generate", "-m", folder, "--file", file)
 
 
 def test_prompt_longer_than_the_model(folder):
@@ -125,6 +153,8 @@ def test_generate_errors(folder, tmp_path):
     assert "no UTF-8 text" in fail(*model, "--file", binary)
     assert "No such file" in fail(*model, "--file", tmp_path / "absent")
     assert "needs a chat template" in fail(*model, "Hi", "--raw", "--system", "Be brief.")
+    assert "--top-p: nothing is sampled at temperature 0" in fail(*model, "Hi", "--top-p", 0.5)
+    assert "--top-p and --seed: nothing" in fail(*model, "Hi", "--temperature", 0, "--top-p", 1, "--seed", 0)
     assert "unknown device" in fail(*model, "Hi", "--device", "abacus")
     assert "layers 0 to 3, not [9]" in fail(*model, "Hi", "--window", 8, "--fa-decode-layers", "9")
 

@@ -5,13 +5,12 @@ import re
 from types import SimpleNamespace
 
 import pytest
-import yaml
 
 from cli_runs import fail, succeed
 from swaa.cli.common import resolve_recipe, token_count
 from swaa.cli.wording import billions, layer_ranges, quantity, short_form
 from swaa.config import ConfigError, SWAAConfig
-from swaa.recipes import load_recipe, recipe_names
+from swaa.recipes import load_recipe, load_recipes, recipe_names
 
 # Recipes
 
@@ -31,10 +30,16 @@ def test_recipes_show(tmp_path):
 
 
 def test_recipes_show_of_a_reference_file(tmp_path):
-    file = tmp_path / "settings.json"
+    file, ours = tmp_path / "settings.json", tmp_path / "ours.yaml"
     file.write_text(json.dumps([{"sliding_window_size": 2048, "keep_first": 10}, {"sliding_window_size": None}]))
-    shown = [SWAAConfig.from_dict(x["config"]) for x in yaml.safe_load_all(succeed("recipes", "show", file).stdout)]
-    assert shown == [SWAAConfig(window=2048, sinks=10), SWAAConfig()]
+    ours.write_text(succeed("recipes", "show", file).stdout)
+    assert load_recipes(ours) == load_recipes(file)
+    assert [recipe.name for recipe in load_recipes(ours)] == ["settings[0]", "settings[1]"]
+    assert [recipe.config for recipe in load_recipes(ours)] == [SWAAConfig(window=2048, sinks=10), SWAAConfig()]
+    assert succeed("recipes", "show", ours).stdout == ours.read_text()
+    file.write_text(json.dumps([{"sliding_window_size": 2048, "keep_first": 10}]))
+    ours.write_text(succeed("recipes", "show", file).stdout)
+    assert load_recipe(ours).config == SWAAConfig(window=2048, sinks=10)
 
 
 def test_recipes_show_suggests():

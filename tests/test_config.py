@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from swaa.config import ConfigError, LayerRule, SWAAConfig, load_settings
+from swaa.config import ConfigError, LayerRule, SWAAConfig, load_settings, read_structured
 
 FULL = SWAAConfig(window=2048, sinks=128, full_layers=[5, 7, 17], fa_decode=[0, 1], dense_tail=32, backend="sdpa")
 HEADS = SWAAConfig(window=4, sinks=1, full_layers=[5], full_heads={3: [0, 2], 12: [1]})
@@ -184,6 +184,11 @@ def test_reads_the_setting_files_of_the_reference(tmp_path):
     assert load_settings(path)[1].full_layer_numbers(6) == (1, 3, 5)
     with pytest.raises(ConfigError, match="5 configurations"):
         SWAAConfig.load(path)
+
+
+def test_a_byte_order_mark_is_no_part_of_a_file(tmp_path):
+    (tmp_path / "a.json").write_text('{"window": 8}', encoding="utf-8-sig")
+    assert read_structured(tmp_path / "a.json") == {"window": 8}
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 """Data sets: files of every format, the hub, the order of the samples, and what is no data set."""
 
 import sys
+from pathlib import Path
 
 import pytest
 from transformers import PreTrainedTokenizerFast
@@ -44,6 +45,14 @@ def test_every_format_gives_the_same_samples(tokenizer, write, task, row):
     ]
     assert len(first) == 3
     assert others == [first] * 3
+
+
+@pytest.mark.parametrize("name", ["data.json", "data.jsonl"])
+def test_a_byte_order_mark_is_no_part_of_the_rows(tokenizer, write, name):
+    plain = Path(write([memory_row(number) for number in range(3)], name))
+    marked = plain.with_name(f"marked-{name}")
+    marked.write_bytes(b"\xef\xbb\xbf" + plain.read_bytes())
+    assert make(LongMemEval(str(marked)), tokenizer) == make(LongMemEval(str(plain)), tokenizer)
 
 
 @pytest.mark.parametrize(("task", "row"), [(LongMemEval, memory_row), (LongBenchV2, choice_row)])

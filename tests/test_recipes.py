@@ -186,13 +186,15 @@ def test_names_in_a_list(tmp_path):
         ),
         ([{"config": {}, "generation": {"chain_of_thought": True}}], ["mine[0]", "chain_of_thought=True"]),
         ([{"config": {}}, {"name": "x", "config": {}, "extra": 1}], ["recipe x", "'extra'"]),
+        ({"config": {}, "plan": {"shape": 3}}, ["mine", "the plan's shape is 3", "leave it out"]),
+        ([{"config": {}, "plan": 3}], ["mine[0]", "plan is no mapping"]),
     ],
 )
 def test_wrong_files_name_what_is_wrong(tmp_path, content, words):
     path = write(tmp_path / "mine.json", json.dumps(content))
     with pytest.raises(ConfigError) as error:
         load_recipes(path)
-    for word in words:
+    for word in (f"{path}: ", *words):
         assert word in str(error.value)
 
 

@@ -135,6 +135,47 @@ def test_full_attention_where_a_window_saves_nothing():
     assert "not worth an adaptation" in outcome.reasons[0]
 
 
+@pytest.mark.parametrize("family", ["gemma2", "gpt_oss"])
+def test_recipes_that_change_nothing_are_no_candidates(family):
+    """Of these families the odd layers are the only ones without a window of their own."""
+    config = tiny_model(family).config
+    plan = Recipe("mine", load_recipe("sinks-odd").config)
+    found = candidates(config, 4096, Weights(1000, 0), more=[plan])
+    shown = names(found)
+    assert not {"sinks-odd", "trained-quality", "untrained-quality"} & shown.keys()
+    assert {"constant-memory", "untrained-balanced", "mine"} < shown.keys()
+    for goal in ("speed", "quality"):
+        outcome = recommend(found, goal)
+        assert outcome.chosen.cost.flops < KEPT
+        assert outcome.reasons[0].startswith(f"{outcome.chosen.recipe.name}: ")
+    outcome = recommend(found, "memory")
+    assert outcome.chosen is found[0]
+    assert outcome.reasons[0].startswith("No recipe that saves KV bytes here is known to retrieve, fine-tuned or")
+    # What one names oneself is shown, but not chosen however accurate.
+    same = calibrated(found, full=0.8, mine=1.0, **{"untrained-fast": 0.79})
+    assert recommend(same, "quality").chosen.recipe.name == "untrained-fast"
+
+
+@pytest.mark.parametrize("goal", ["speed", "quality", "memory"])
+def test_a_prompt_within_the_window_has_no_candidates(goal):
+    found = candidates(tiny_model().config, 64, Weights(1000, 0))
+    for each in (found, calibrated(found, full=0.8)):
+        outcome = recommend(each, goal)
+        assert outcome.candidates == [outcome.chosen]
+        assert "the prompt fits into the window" in outcome.reasons[0]
+
+
+@pytest.mark.parametrize("goal", ["speed", "quality"])
+def test_where_the_tail_covers_what_the_window_leaves_out_only_training_helps(goal):
+    """The untrained recipes' tail of 64 rows and their window of 64 are all of the prompt."""
+    found = candidates(tiny_model().config, 128, Weights(1000, 0))
+    assert names(found)["trained-fast"].cost.flops < KEPT
+    outcome = recommend(found, goal)
+    assert outcome.chosen is found[0]
+    assert "None" not in outcome.reasons[0]
+    assert "unless fine-tuned under (`swaa train`)" in outcome.reasons[0]
+
+
 def test_unknown_goal(found):
     with pytest.raises(ValueError, match="speed, quality, memory"):
         recommend(found, "beauty")

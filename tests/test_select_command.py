@@ -111,6 +111,8 @@ def test_the_command_searches_policies(tmp_path, folder):
         (("--method", "policy", "--window", 8), "chooses the recipe itself"),
         (("--max-kv", 0.5), "add --method policy"),
         (("--method", "policy", "--unit", "heads"), "chooses whole layers"),
+        (("--method", "policy", "--budget", 2), "limit it by --max-flops or --max-kv"),
+        (("--trials", 3), "add --method policy"),
         (("--unit", "head"), "use layers or heads"),
         (("--unit", "heads", "--budget", 9, "--length", LENGTH), "8 heads of this model can slide"),
         (("-r", "full"), "no layer can be chosen"),

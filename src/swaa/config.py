@@ -267,7 +267,7 @@ def read_structured(path: str | Path) -> Any:
     """
     path = Path(path)
     try:
-        text = path.read_text()
+        text = path.read_text(encoding="utf-8-sig")
         return yaml.safe_load(text) if _is_yaml(path) else json.loads(text)
     except OSError as error:
         raise ConfigError(f"cannot read {path}: {error.strerror or error}") from error

@@ -181,9 +181,10 @@ def calibrate(
 def recommend(found: Sequence[Candidate], goal: str) -> Recommendation:
     """Choose one of the candidates.
 
-    Among those that cost less than full attention and retrieve, which is 0.9 of full attention's accuracy after a calibration: the cheapest prefill for
-    "speed", the smallest KV for "memory"; for "quality" the most accurate, or without a calibration the one whose kind
-    kept most elsewhere. Where that saves less than a tenth, it is full attention.
+    Among those that cost less than full attention and retrieve, which is 0.9 of full attention's accuracy after a
+    calibration: the cheapest prefill for "speed", the smallest KV for "memory"; for "quality" the most accurate, or
+    without a calibration the one whose kind kept most elsewhere. Where that saves less than a tenth, or there is none,
+    it is full attention.
 
     Args:
         found: candidates, full attention first; all calibrated or none.
@@ -245,9 +246,17 @@ def _why_none(sliding: Sequence[Candidate], full: Candidate, goal: str) -> str:
             f"No recipe keeps {KEPT} of full attention's accuracy ({full.accuracy}) here: fine-tune (`swaa train`), or "
             "use a larger window."
         )
-    what = "releases KV" if goal == "memory" else "saves prefill"
+    costs = [each.cost.kv if goal == "memory" else each.cost.flops for each in sliding]
+    known = [cost for cost in costs if cost is not None]
+    what = "KV bytes" if goal == "memory" else "prefill arithmetic"
+    if len(known) == len(costs) and min(known) > _WORTH:
+        return (
+            f"No recipe needs less than {min(known):.0%} of full attention's {what} here: not worth an adaptation. "
+            "Stay with full attention."
+        )
+    trained = "fine-tuned or not" if goal == "memory" else "unless fine-tuned under (`swaa train`)"
     return (
-        f"No recipe that {what} here is known to retrieve, fine-tuned or not: measure them (--calibrate), choose the "
+        f"No recipe that saves {what} here is known to retrieve, {trained}: measure them (--calibrate), choose the "
         "layers that stay full (`swaa select`), or stay with full attention."
     )
 

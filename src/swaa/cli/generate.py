@@ -81,15 +81,21 @@ def generate(
         float, typer.Option(min=0.0, metavar="NUMBER", help="0 is greedy; `--temperature 0.7` samples.")
     ] = 0.0,
     top_p: Annotated[
-        float,
+        float | None,
         typer.Option(
             min=0.0,
             max=1.0,
             metavar="NUMBER",
-            help="Sample from the likeliest tokens of this total probability, as in `--temperature 1 --top-p 0.9`.",
+            help="Sample from the likeliest tokens of this total probability, as in `--temperature 1 --top-p 0.9`. "
+            "Default: all tokens.",
         ),
-    ] = 1.0,
-    seed: Annotated[int, typer.Option(min=0, metavar="NUMBER", help="Seed of the sampling, as in `--seed 1`.")] = 0,
+    ] = None,
+    seed: Annotated[
+        int | None,
+        typer.Option(
+            min=0, metavar="NUMBER", help="Seed of the sampling, as in `--temperature 1 --seed 1`. Default: 0."
+        ),
+    ] = None,
     dtype: Annotated[
         str, typer.Option(metavar="NAME", help="Number format of the weights, as in `--dtype bfloat16`.")
     ] = "auto",
@@ -116,6 +122,10 @@ def generate(
 
     - `cat notes.txt | swaa generate --raw --max-new-tokens 64 --temperature 0.8 --seed 1`
     """
+    if not temperature and (unused := [f for f, x in (("--top-p", top_p), ("--seed", seed)) if x is not None]):
+        raise ValueError(
+            f"{' and '.join(unused)}: nothing is sampled at temperature 0: add --temperature 1, or leave the flag out"
+        )
     text = read_prompt(prompt, file)
     from swaa.adapting import adapt, plan_layers
     from swaa.attaching import adaptation
@@ -154,13 +164,13 @@ def generate(
         )
     options: dict[str, Any] = {"do_sample": False, "temperature": None, "top_p": None, "top_k": None}
     if temperature:
-        options = {"do_sample": True, "temperature": temperature, "top_p": top_p, "top_k": 0}
+        options = {"do_sample": True, "temperature": temperature, "top_p": 1.0 if top_p is None else top_p, "top_k": 0}
     if prefill_chunk_size is not None:
         options["prefill_chunk_size"] = prefill_chunk_size
     if static_cache:
         options["cache_implementation"] = "static"
     with quiet_transformers():
-        timer = _generate(loaded, tokenizer, inputs, seed, max_new_tokens=max_new_tokens, **options)
+        timer = _generate(loaded, tokenizer, inputs, seed or 0, max_new_tokens=max_new_tokens, **options)
     recipe_text = f"recipe {chosen.name} ({short_form(chosen.config)})"
     state = adaptation(loaded)
     if state is not None and count <= state.original_up_to:

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from swaa.cli.common import warn
+from swaa.errors import first_line
 
 # Method 4 of the paper (arXiv 2512.10411), for models that do not think by themselves.
 REASON_FIRST = "\n\nReason step by step before you give the final answer."
@@ -34,11 +35,13 @@ def _text(source: str) -> str:
     if source == "-" and sys.stdin.isatty():
         raise ValueError("no prompt: give it as an argument, with --file PATH, or on standard input")
     try:
-        return sys.stdin.read() if source == "-" else Path(source).expanduser().read_text(encoding="utf-8")
+        text = sys.stdin.read() if source == "-" else Path(source).expanduser().read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
         raise ValueError(f"{source!r} is no UTF-8 text: {error.reason} at byte {error.start}") from error
     except OSError as error:
         raise ValueError(f"cannot read {source!r}: {error.strerror or error}") from error
+    # A byte order mark, as editors on Windows write it, is no part of the text.
+    return text.removeprefix("\ufeff")
 
 
 def encode_prompt(tokenizer: Any, text: str, chain_of_thought: str, system: str | None, raw: bool) -> dict[str, Any]:
@@ -55,7 +58,7 @@ def encode_prompt(tokenizer: Any, text: str, chain_of_thought: str, system: str 
         what the tokenizer returns: `input_ids`, `attention_mask`, ..
 
     Raises:
-        ValueError: a system message without a chat template.
+        ValueError: a system message without a chat template, or the template refuses the messages.
     """
     template = None if raw else tokenizer.chat_template
     if chain_of_thought == "prompt":
@@ -73,8 +76,12 @@ def encode_prompt(tokenizer: Any, text: str, chain_of_thought: str, system: str 
         switches["enable_thinking"] = True
         if "enable_thinking" not in str(template):
             warn("this model's chat template has no thinking switch: it thinks always, or never")
-    return dict(
-        tokenizer.apply_chat_template(
-            messages, add_generation_prompt=True, return_dict=True, return_tensors="pt", **switches
+    try:
+        return dict(
+            tokenizer.apply_chat_template(
+                messages, add_generation_prompt=True, return_dict=True, return_tensors="pt", **switches
+            )
         )
-    )
+    except Exception as error:  # templates raise what they like
+        fix = "leave it out with --raw" if system is None else "put the words of --system into the prompt"
+        raise ValueError(f"the chat template refuses the messages ({first_line(error)}): {fix}") from error

@@ -6,7 +6,7 @@ import typer
 
 from swaa.cli.common import output
 from swaa.cli.wording import short_form
-from swaa.recipes import load_recipe, load_recipes, recipe_names
+from swaa.recipes import load_recipe, load_recipes, recipe_names, recipes_to_yaml
 
 app = typer.Typer()
 
@@ -43,6 +43,6 @@ def show(
 
     - `swaa recipes show sinks-fa-decode > mine.yaml`
 
-    - `swaa recipes show setting.json` turns a file of the reference project into ours
+    - `swaa recipes show setting.json` turns a file of the reference project into ours: a list where it holds several
     """
-    typer.echo("---\n".join(recipe.to_yaml() for recipe in load_recipes(name)), nl=False)
+    typer.echo(recipes_to_yaml(load_recipes(name)), nl=False)

@@ -4,7 +4,7 @@ Layer plans of `swaa select` for one model are recipes too (JSON, as it writes t
 """
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -47,6 +47,12 @@ class Recipe:
         """Check the generation settings."""
         if not isinstance(self.plan, Mapping):
             raise ConfigError(f"recipe {self.name!r}: plan is no mapping; leave it out, or let `swaa select` write it")
+        shape = self.plan.get("shape")
+        if shape is not None and not isinstance(shape, Mapping):
+            raise ConfigError(
+                f"recipe {self.name!r}: the plan's shape is {shape!r}, and not a mapping such as "
+                "{model_type: llama, num_hidden_layers: 30}; leave it out, or let `swaa select` write it"
+            )
         if not isinstance(self.name, str) or not isinstance(self.generation, Mapping):
             raise ConfigError(
                 f"recipe {self.name!r}: the name must be text, and generation a mapping such as "
@@ -113,6 +119,14 @@ class Recipe:
         return cls(name, **{**values, "config": SWAAConfig.from_dict(values["config"])})
 
 
+def recipes_to_yaml(recipes: Sequence[Recipe]) -> str:
+    """Return recipes as one YAML file that `load_recipes` reads: of several a list, with a `name` in each."""
+    if len(recipes) == 1:
+        return recipes[0].to_yaml()
+    named = [{"name": recipe.name, **recipe.to_dict()} for recipe in recipes]
+    return yaml.safe_dump(named, sort_keys=False, width=120)
+
+
 def model_shape(model_config: Any) -> dict[str, Any]:
     """Return what a layer plan remembers of its model: family and sizes, None where a family has no such size."""
     text = model_config.get_text_config()
@@ -155,9 +169,13 @@ def load_recipes(name: str | Path) -> list[Recipe]:
     path = Path(name)
     if path.suffix in (".yaml", ".yml", ".json"):
         content = read_structured(path)
-        if isinstance(content, list):
-            return [_from_list(path.stem, index, item) for index, item in enumerate(content)]
-        return [Recipe.from_dict(path.stem, content)]
+        try:
+            if isinstance(content, list):
+                return [_from_list(path.stem, index, item) for index, item in enumerate(content)]
+            return [Recipe.from_dict(path.stem, content)]
+        except ConfigError as error:
+            # A recipe's name may be that of several files, or of none.
+            raise ConfigError(f"{path}: {error}") from error
     shipped = _shipped()
     if str(name) not in shipped:
         raise ConfigError(

@@ -41,7 +41,8 @@ def read_json(path: str | Path) -> Any:
         ValueError: it is neither, or cannot be read.
     """
     try:
-        text = Path(path).expanduser().read_text(encoding="utf-8")
+        # With or without a byte order mark, which editors on Windows write.
+        text = Path(path).expanduser().read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise ValueError(f"{str(path)!r} cannot be read: {error}") from error
     try:
