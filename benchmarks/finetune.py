@@ -94,7 +94,8 @@ def train(options):
     words = ["-r", folder / "recipe.yaml", "-d", folder / "data.jsonl", "-o", folder / "adapter"]
     words += ["--targets", TARGETS[options.targets], "--rank", options.rank]
     words += ["--lr", options.lr, "--max-steps", options.steps, "--pack", options.pack, "--accumulate", options.rows]
-    words += ["--save-steps", options.save_steps, "--eval-steps", options.eval_steps, "--log-steps", 20]
+    words += ["--save-steps", options.save_steps, "--log-steps", 20]
+    words += ["--eval-steps", options.eval_steps] if options.needles else []
     words += ["--needles", options.needles, "--needle-length", options.longest // 2]
     words += ["--loss", options.loss, "--kl-weight", options.kl_weight]
     record = folder / "adapter" / "train.json"

@@ -81,9 +81,9 @@ def holds(file, lines):
     return file.exists() and file.read_bytes().count(b"\n") >= lines
 
 
-def killed(fatal, *words):
+def killed(fatal, *words, log=os.devnull):
     """Run a command until it is killed."""
-    assert swaa(*words, fatal=fatal) == -signal.SIGKILL
+    assert swaa(*words, fatal=fatal, log=log) == -signal.SIGKILL
 
 
 def finished(*words, log):
@@ -152,6 +152,26 @@ def test_distill(base, tmp_path):
     out = tmp_path / "out"
     killed_twice(out / "answers.jsonl", (1, 13), *words, out, log=tmp_path / "log")
     assert content(out) == content(tmp_path / "whole")
+
+
+def test_train_without_options_for_checkpoints(base, tmp_path):
+    words = f"train -m {base} -d {base / 'rows.jsonl'} --window 6 --sinks 2 --fa-decode --lr 3e-3 --epochs 2".split()
+    words += ["--log-steps", "1", "--accumulate", "2", *PLACE, "-o"]
+    out, log = tmp_path / "out", tmp_path / "log"
+    finished(*words, tmp_path / "whole", log=log)
+    # Before anything is saved, and in the middle of the second checkpoint of an epoch: the first one is still there.
+    killed(partial(exists, out / "checkpoints" / "checkpoint-2"), *words, out)
+    killed(partial(exists, out / "checkpoints" / "checkpoint-4"), *words, out, log=log)
+    assert "no checkpoint yet: starting over at step 0" in log.read_text()
+    assert not (out / "checkpoints" / "checkpoint-4" / "trainer_state.json").exists()
+    said = finished(*words, out, log=log)
+    assert f"going on from {out / 'checkpoints' / 'checkpoint-2'}\n" in said
+    assert re.findall(r"step (\d+): loss", said) == [str(step) for step in range(3, 13)]
+    assert {path.name for path in (out / "checkpoints").iterdir()} == {"checkpoint-6", "checkpoint-12"}
+    expected, got = (load_file(tmp_path / name / "adapter_model.safetensors") for name in ("whole", "out"))
+    assert expected.keys() == got.keys()
+    for name, value in expected.items():
+        torch.testing.assert_close(got[name], value)
 
 
 def test_train(base, tmp_path):

@@ -4,6 +4,7 @@ import json
 
 import pytest
 from pyarrow import Table, parquet
+from transformers import AutoTokenizer
 
 from swaa.tasks.base import encode
 from swaa.train import make_examples, read_data
@@ -128,6 +129,19 @@ def test_a_template_of_its_own_is_used():
         ("[user]Where?[assistant]", False),
         ("In Oslo.!", True),
     ]
+
+
+def test_of_several_templates_the_default_one_counts(tmp_path):
+    several = {"default": CHATML, "tool_use": LLAMA3}
+    tiny_tokenizer(several).save_pretrained(tmp_path)
+    rows = [{"prompt": "Where?", "answer": "In Oslo."}]
+    for made in (tiny_tokenizer(several), AutoTokenizer.from_pretrained(tmp_path)):
+        assert set(made.chat_template) == {"default", "tool_use"}
+        assert make_examples(rows, made) == make_examples(rows, tiny_tokenizer(CHATML))
+    with pytest.raises(
+        ValueError, match=r"several chat templates \(rag, tool_use\) and none of them is called 'default'"
+    ):
+        make_examples(rows, tiny_tokenizer({"tool_use": CHATML, "rag": CHATML}))
 
 
 def test_unknown_templates_are_refused():

@@ -29,7 +29,7 @@ def load_adapted(base, config=CONFIG):
 
 
 def train(base, output, examples=None, config=CONFIG, **changes):
-    options = {name: changes.pop(name) for name in ("eval_examples", "needles", "show") if name in changes}
+    options = {name: changes.pop(name) for name in ("eval_examples", "needles", "show", "note") if name in changes}
     tokenizer = tiny_tokenizer(CHATML)
     examples = examples or make_examples(ROWS, tokenizer)[0]
     return fine_tune(

@@ -144,6 +144,12 @@ def distill(
 
     sampling = Sampling(samples, temperature, top_p, max_new_tokens, seed)
     passing = tuple(name for name in names(filters) if name != "none")
+    asked = {"--judge-model": judge_model, "--judge-url": judge_url, "--judge-votes": judge_votes != 1}
+    if "judge" not in passing and (unused := [name for name, value in asked.items() if value]):
+        raise ValueError(
+            f"{', '.join(unused)}: no judge is asked by --filters {filters}: add it, as in --filters length,judge, or "
+            f"leave {'it' if len(unused) == 1 else 'them'} out"
+        )
     judge = Judge(judge_model, judge_url, votes=judge_votes) if judge_model else None
     chosen = Filters(passing, min_tokens, judge)
     prompts = read_prompts(data)

@@ -39,10 +39,10 @@ def train(
     max_length: training.MaxLengthOption = None,
     pack: training.PackOption = None,
     full: training.FullOption = False,
-    rank: training.RankOption = 16,
+    rank: training.RankOption = None,
     alpha: training.AlphaOption = None,
     rslora: training.RsloraOption = False,
-    targets: training.TargetsOption = "q_proj,k_proj,v_proj",
+    targets: training.TargetsOption = None,
     loss: training.LossOption = "sft",
     kl_weight: training.KlWeightOption = 1.0,
     temperature: training.TemperatureOption = 1.0,
@@ -96,8 +96,17 @@ def train(
     place, options = loading_options(dtype, device)
     if options["dtype"] not in (torch.bfloat16, torch.float32):
         raise ValueError(f"--dtype {dtype}: training computes in bfloat16 or float32")
+    asked = {"rank": rank, "alpha": alpha, "rslora": rslora or None, "targets": targets}
+    lora: dict[str, Any] = {name: value for name, value in asked.items() if value is not None}
+    if full and lora:
+        unused = ", ".join(f"--{name}" for name in lora)
+        raise ValueError(f"{unused}: --full trains all weights, without LoRA: leave it out, or these")
+    if targets is not None:
+        lora["targets"] = names(targets)
+    if eval_steps is not None and not (eval_data or needles):
+        raise ValueError("--eval-steps: there is nothing to evaluate on: add --eval-data or --needles, or leave it out")
     settings = TrainSettings(
-        lora=None if full else Lora(rank, alpha, rslora, names(targets)),
+        lora=None if full else Lora(**lora),
         objective=Objective(loss, kl_weight, temperature),
         learning_rate=learning_rate,
         epochs=epochs,
@@ -115,6 +124,7 @@ def train(
         seed=seed,
         cpu=place.type == "cpu",
     )
+    settings.check_packages()
     config = load_config(model)
     chosen = resolve_recipe(
         recipe,
@@ -145,6 +155,7 @@ def train(
         request: dict[str, Any] = {"length": needle_length, "count": needles, "seed": seed, "split": "calibration"}
         samples = TASKS["needle"].samples(tokenizer, **request) if needles else []
         parts: dict[str, Any] = {"eval_examples": held, "needles": samples, "base": model, "show": _show}
+        parts["note"] = notes().print
         steps = fine_tune(loaded, tokenizer, examples, output, settings, **parts)["steps"]
     if not workers.rank:
         notes().print(f"{steps} steps on {len(examples)} samples, {time.perf_counter() - begin:.0f} s: {output}")

@@ -54,7 +54,10 @@ FullOption = Annotated[
         "--full", help="Train all weights, kept in float32, instead of LoRA: `--full`.", rich_help_panel=_LORA
     ),
 ]
-RankOption = Annotated[int, typer.Option(help="Of LoRA, as in `--rank 64`.", rich_help_panel=_LORA)]
+RankOption = Annotated[
+    int | None,
+    typer.Option(help="Of LoRA, as in `--rank 64`. Default: 16.", rich_help_panel=_LORA, metavar="NUMBER"),
+]
 AlphaOption = Annotated[
     float | None,
     typer.Option(
@@ -68,11 +71,11 @@ RsloraOption = Annotated[
     typer.Option("--rslora", help="Scale by alpha over the root of the rank: `--rslora`.", rich_help_panel=_LORA),
 ]
 TargetsOption = Annotated[
-    str,
+    str | None,
     typer.Option(
         metavar="NAMES",
         help="Linear layers that get an adapter, as in `--targets q_proj,k_proj,v_proj,o_proj`; a wrong name lists "
-        "them all.",
+        "them all. Default: q_proj,k_proj,v_proj.",
         rich_help_panel=_LORA,
     ),
 ]
@@ -145,14 +148,16 @@ NeedleLengthOption = Annotated[
 EvalStepsOption = Annotated[
     int | None,
     typer.Option(
-        help="Steps between evaluations, as in `--eval-steps 50`. Default: before training and after each epoch.",
+        help="Steps between evaluations on `--eval-data` and `--needles`, as in `--eval-steps 50`. Default: before "
+        "training and after each epoch.",
         rich_help_panel=_WATCH,
     ),
 ]
 SaveStepsOption = Annotated[
     int | None,
     typer.Option(
-        help="Steps between checkpoints, as in `--save-steps 50`. Default: after each epoch.",
+        help="Steps between checkpoints, all of which stay, as in `--save-steps 50`. Default: after each tenth of the "
+        "run, until the next one is there, and after each epoch.",
         rich_help_panel=_WATCH,
     ),
 ]

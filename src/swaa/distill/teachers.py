@@ -1,6 +1,7 @@
 """Who answers: the original model in this process, in batches, or behind an OpenAI-compatible endpoint."""
 
 import hashlib
+import math
 import sys
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
@@ -40,7 +41,7 @@ class Sampling:
         for name in ("samples", "max_new_tokens"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)}: use 1 or more")
-        if self.temperature < 0 or not 0 < self.top_p <= 1:
+        if not 0 <= self.temperature < math.inf or not 0 < self.top_p <= 1:
             raise ValueError(
                 f"temperature={self.temperature}, top_p={self.top_p}: use 0 or more, and more than 0 up to 1"
             )

@@ -47,12 +47,20 @@ class ChatMarks:
         tokenizer: a transformers tokenizer with a chat template.
 
     Raises:
-        ValueError: the template has no `{% generation %}`, and none of ours renders the same text.
+        ValueError: the template has no `{% generation %}`, and none of ours renders the same text; or there are several
+            templates and none is the default.
     """
 
     def __init__(self, tokenizer: Any):
         self._tokenizer = tokenizer
-        self._template: str = tokenizer.chat_template
+        try:
+            # Of several named ones the default, with which conversations without tools are rendered.
+            self._template: str = tokenizer.get_chat_template()
+        except ValueError as error:
+            raise ValueError(
+                f"the tokenizer has several chat templates ({', '.join(sorted(tokenizer.chat_template))}) and none of "
+                "them is called 'default': save it with a default one, as chat_template.jinja in the model's folder"
+            ) from error
         self.name = "own"
         if _MARKED.search(self._template):
             return

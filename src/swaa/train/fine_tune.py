@@ -2,14 +2,13 @@
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from swaa.adapters import PEFT_FILE
 from swaa.attaching import adaptation, parts
-from swaa.errors import require
 from swaa.results import begin_folder, command_line, environment, model_revision, replace_json
 from swaa.storage import save
 from swaa.tasks import Sample
@@ -36,6 +35,7 @@ def fine_tune(
     needles: Sequence[Sample] = (),
     base: str | None = None,
     show: Show | None = None,
+    note: Callable[[str], None] = lambda text: None,
 ) -> dict[str, Any]:
     """Fine-tune an adapted model on examples, and save it: an adapter, or a whole model where all weights are trained.
 
@@ -51,16 +51,17 @@ def fine_tune(
         needles: retrieval samples, for the accuracy during training.
         base: name by which an adapter finds the model again; None: the name or folder it was loaded from.
         show: called with the step and the metrics, whenever there are some.
+        note: called with a line that says where a run that was started before goes on.
 
     Returns:
         the content of `train.json`: what was trained, by which command and where, and `log`: the metrics of each step.
 
     Raises:
         ValueError: the model carries no adaptation, or `output` holds something else or a finished run.
-        ModuleNotFoundError: the extra `train` is not installed.
+        ModuleNotFoundError: the extra `train` is not installed, or what `settings.report_to` needs.
     """
-    require("fine-tuning", "train", "accelerate", "peft")
     settings = settings or TrainSettings()
+    settings.check_packages()
     state = adaptation(model)
     if state is None:
         raise ValueError("the model carries no adaptation to train under: call swaa.adapt first")
@@ -80,8 +81,9 @@ def fine_tune(
     arguments = settings.arguments(output / CHECKPOINTS, evaluates=bool(eval_examples or needles))
     record["processes"] = arguments.world_size
     with arguments.main_process_first(local=False):
-        if arguments.process_index == 0:
-            _open(output, record)
+        if arguments.process_index == 0 and _open(output, record):
+            last = _last_checkpoint(output / CHECKPOINTS)
+            note(f"going on from {last}" if last else f"no checkpoint yet: starting over at step 0, in {output}")
     if settings.lora is not None:
         from transformers import set_seed
 
@@ -119,8 +121,8 @@ def fine_tune(
     return record
 
 
-def _open(output: Path, record: dict[str, Any]) -> None:
-    """Start the folder, or go on in it.
+def _open(output: Path, record: dict[str, Any]) -> bool:
+    """Start the folder, or go on in it; tells whether the run was started before.
 
     Raises:
         ValueError: it holds a finished run, another one, or something else.
@@ -129,7 +131,7 @@ def _open(output: Path, record: dict[str, Any]) -> None:
     if not file.exists():
         begin_folder(output)
         replace_json(file, record)
-        return
+        return False
     there = json.loads(file.read_text(encoding="utf-8"))
     old, new = _identity(there), _identity(json.loads(json.dumps(record)))
     if different := [name for name in new if old.get(name) != new[name]]:
@@ -140,6 +142,7 @@ def _open(output: Path, record: dict[str, Any]) -> None:
         )
     if "log" in there:
         raise ValueError(f"{output} holds this run, finished: choose another --output to train again")
+    return True
 
 
 def _identity(record: dict[str, Any]) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """LoRA on an adapted model, and folding it into the weights."""
 
 import json
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -38,6 +39,8 @@ class Lora:
         """Check every value."""
         if self.rank < 1 or not self.targets:
             raise ValueError(f"LoRA of rank {self.rank} on {self.targets}: give a rank of 1 or more, and a target")
+        if self.alpha is not None and not 0 < self.alpha < math.inf:
+            raise ValueError(f"LoRA: alpha={self.alpha}: use a number above 0")
         if not 0 <= self.dropout < 1:
             raise ValueError(f"LoRA: dropout={self.dropout} is no share: use 0 or more and less than 1")
 

@@ -5,11 +5,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from swaa.errors import first_line, require
 from swaa.train.lora import Lora
 from swaa.train.loss import Objective
 
 if TYPE_CHECKING:
     from transformers import TrainingArguments
+
+# Packages of the Trainer's integrations, where they are not called as these are.
+_PACKAGES = {"azure_ml": "azureml-sdk", "comet_ml": "comet-ml", "flyte": "flytekit"}
 
 
 @dataclass(frozen=True)
@@ -29,7 +33,8 @@ class TrainSettings:
         gradient_checkpointing: compute the layers again in the backward pass, to save memory.
         bf16: compute in bfloat16 (weights that are trained stay float32).
         eval_steps: steps between evaluations; None: one before training and one after each epoch.
-        save_steps: steps between checkpoints; None: one after each epoch.
+        save_steps: steps between checkpoints, all of which stay; None: one after each epoch, and in between one after
+            each tenth of the run, which the next one replaces.
         log_steps: steps between lines of metrics.
         report_to: Trainer integrations that get the metrics ("tensorboard", "wandb", ..).
         seed: of adapters, order and dropout.
@@ -75,6 +80,34 @@ class TrainSettings:
                 f"loss={self.objective.loss!r} needs LoRA: the original weights are the teacher, and training them all "
                 "would overwrite it: leave --full out, or use --loss sft"
             )
+
+    def check_packages(self) -> None:
+        """Check before a model is loaded that everything is installed that the training needs.
+
+        Raises:
+            ModuleNotFoundError: the extra `train` or the package of an integration in `report_to` is not installed.
+            ValueError: the Trainer knows no such integration, or it cannot work here.
+        """
+        require("fine-tuning", "train", "accelerate", "peft")
+        if self.report_to in (("all",), ("none",)):
+            return
+        from transformers.integrations import get_reporting_integration_callbacks
+
+        for name in self.report_to:
+            try:
+                [callback] = get_reporting_integration_callbacks([name])
+            except ValueError as error:
+                raise ValueError(f"report_to: {error}") from None
+            try:
+                # As the Trainer does: what is missing, only the integration itself knows.
+                callback()
+            except (RuntimeError, ImportError, ValueError) as error:
+                if "install" not in str(error) and not isinstance(error, ImportError):
+                    raise ValueError(f"report_to={name!r}: {first_line(error)}") from error
+                package = _PACKAGES.get(name, name)
+                raise ModuleNotFoundError(
+                    f"--report-to {name} needs {package}: pip install {package}", name=package
+                ) from error
 
     def arguments(self, folder: Path, *, evaluates: bool) -> "TrainingArguments":
         """Return the Trainer's arguments.

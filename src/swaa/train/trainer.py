@@ -1,6 +1,7 @@
 """The Trainer of transformers on an adapted model: its evaluation, and the adaptation beside every checkpoint."""
 
 import math
+import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,10 @@ from swaa.train.loss import NO_LABEL, Objective, evaluating, install
 
 # Lies in every checkpoint that is whole: the Trainer itself would go on from the half of one, or fail at it.
 COMPLETE = "complete"
+# Stands in the mark of a checkpoint that is there for a kill only: the next one replaces it.
+_PASSING = "until the next one"
+# Of these, in a run.
+_PASSING_CHECKPOINTS = 10
 Show = Callable[[int, dict[str, float]], None]
 
 
@@ -129,15 +134,28 @@ class SwaaTrainer(Trainer):
 
 
 class _Callback(TrainerCallback):
-    """Writes the adaptation beside the adapter of every checkpoint, marks it as whole, and hands the metrics on."""
+    """Writes the adaptation beside the adapter of every checkpoint, marks it as whole, and hands the metrics on.
+
+    Where checkpoints are saved after each epoch, it adds some in between, one of which lies on the disk at a time: an
+    epoch may be the whole run, and a kill would lose it.
+    """
 
     def __init__(self, show: Show | None):
         self.show = show
+        self._passing = False
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Ask for a checkpoint after each tenth of the run, but for the ends of epochs, which get theirs anyway."""
+        due = state.global_step % math.ceil(state.max_steps / _PASSING_CHECKPOINTS) == 0
+        ends = state.global_step >= state.max_steps or float(state.epoch).is_integer()
+        if args.save_strategy == "epoch" and due and not ends:
+            self._passing = control.should_save = True
 
     def on_save(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
         """Complete a checkpoint, so that `swaa.load` and `swaa merge` take it."""
         from accelerate import PartialState
 
+        passing, self._passing = self._passing, False
         # Each process writes a part of it.
         PartialState().wait_for_everyone()
         if not state.is_world_process_zero:
@@ -145,7 +163,11 @@ class _Callback(TrainerCallback):
         adapted, folder = adaptation(model), Path(args.output_dir) / f"checkpoint-{state.global_step}"
         if adapted is not None and hasattr(model, "get_base_model"):
             adapted.config.save(folder / ADAPTATION_FILE)
-        (folder / COMPLETE).touch()
+        (folder / COMPLETE).write_text(_PASSING if passing else "", encoding="utf-8")
+        # Only now: until here the last one is what a killed run goes on from.
+        for mark in Path(args.output_dir).glob(f"checkpoint-*/{COMPLETE}"):
+            if mark.parent != folder and mark.read_text(encoding="utf-8") == _PASSING:
+                shutil.rmtree(mark.parent)
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
         """Hand the metrics on."""
