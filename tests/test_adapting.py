@@ -268,3 +268,11 @@ def test_import_is_light_and_patches_nothing():
     with pytest.raises(AttributeError, match="no attribute 'adopt'"):
         _ = swaa.adopt
     assert set(swaa.__all__) <= set(dir(swaa)) | set(swaa._EXPORTS)
+
+
+def test_another_attention_does_not_switch_the_adaptation_off_silently(adapted_logits):
+    model = swaa.adapt(tiny_model(), CONFIG)
+    model.set_attn_implementation("sdpa")
+    with pytest.raises(swaa.AdaptError, match=r"set to 'sdpa'.*call swaa.adapt again"):
+        model(IDS)
+    assert torch.equal(swaa.adapt(model, CONFIG)(IDS).logits, adapted_logits)

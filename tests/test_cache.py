@@ -164,6 +164,27 @@ def test_a_dense_tail_keeps_the_prompt_until_it_is_complete():
         model.generate(IDS, past_key_values=cache, max_new_tokens=2)
 
 
+def test_a_dense_row_sees_the_key_that_its_own_would_replace():
+    model = swaa.adapt(tiny_model(), swaa.SWAAConfig(window=8, dense_tail=1))
+    cache = StaticCache(config=model.config, max_cache_len=64)
+    model(IDS[:, :8], past_key_values=cache, use_cache=True)
+    with pytest.raises(ReleasedError, match="dense tail sees every key"):
+        model(IDS[:, 8:9], past_key_values=cache, use_cache=True, prompt_length=9)
+
+
+@pytest.mark.parametrize("kind", ["dynamic", "static"])
+@pytest.mark.parametrize("config", [SINKS.replace(release_kv=False), NAIVE.replace(window=6, release_kv=False)])
+def test_a_cache_that_was_reset_serves_an_adaptation_that_keeps_everything(config, kind):
+    model = swaa.adapt(tiny_model(), SINKS)
+    cache = DynamicCache(config=model.config) if kind == "dynamic" else StaticCache(model.config, max_cache_len=64)
+    model(IDS, past_key_values=cache, use_cache=True)
+    cache.reset()
+    swaa.adapt(model, config)
+    found = model(IDS[:, :40], past_key_values=cache, use_cache=True).logits
+    torch.testing.assert_close(found, model(IDS[:, :40], use_cache=False).logits, atol=1e-5, rtol=1e-5)
+    assert not any(isinstance(layer, FORGETTING) for layer in cache.layers)
+
+
 def test_static_shapes_and_storage_never_change():
     model = swaa.adapt(tiny_model(), SINKS)
     cache = StaticCache(config=model.config, max_cache_len=4096)
@@ -205,6 +226,9 @@ def test_crop():
     model = swaa.adapt(tiny_model(), SINKS)
     cache = DynamicCache(config=model.config)
     model(IDS[:, :8], past_key_values=cache, use_cache=True)
+    short = copy.deepcopy(cache)
+    short.crop(-12)  # more than there are: all, as transformers' layers do
+    assert short.get_seq_length() == 0
     cache.crop(-5)  # nothing was released yet
     assert cache.get_seq_length() == 3
     run(model, IDS[:, 3:], cache, [30])

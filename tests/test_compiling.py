@@ -83,3 +83,18 @@ def test_restore_takes_it_off(counter):
 def test_needs_an_adapted_model():
     with pytest.raises(swaa.AdaptError, match=r"call swaa\.adapt first"):
         swaa.compile_layers(deep_model(2))
+
+
+@torch.no_grad()
+def test_adapting_another_model_compiles_nothing_anew(counter):
+    model = swaa.adapt(deep_model(), CONFIG)
+    swaa.compile_layers(model, backend=counter)
+    ids = torch.randint(0, 100, (1, 50))
+    model(ids)
+    before = counter.frame_count
+    swaa.adapt(deep_model(), CONFIG)
+    with swaa.switched_off(model):
+        model(ids)
+    for length in (49, 33, 21):
+        model(ids[:, :length])
+    assert counter.frame_count == before

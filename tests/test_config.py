@@ -175,15 +175,24 @@ def test_reads_the_setting_files_of_the_reference(tmp_path):
     path.write_text(json.dumps(settings))
     assert load_settings(path) == [
         SWAAConfig(window=2000, sinks=10, fa_decode=True),
-        SWAAConfig(window=2000, sinks=10, fa_decode=True, full_layers="1/2@1"),
-        SWAAConfig(window=2000, sinks=10, fa_decode=[3], full_layers="1/4@0"),
+        SWAAConfig(window=2000, sinks=10, fa_decode=True, full_layers=range(1, 48, 2)),
+        SWAAConfig(window=2000, sinks=10, fa_decode=[3], full_layers=[0, 4, 8, 12]),
         SWAAConfig(window=2000, sinks=10, fa_decode=True, full_layers=[5, 7, 17]),
         SWAAConfig(),
     ]
     # The reference lists layers up to 47 whatever the model's depth.
     assert load_settings(path)[1].full_layer_numbers(6) == (1, 3, 5)
+    assert load_settings(path)[2].full_layer_numbers(36) == (0, 4, 8, 12)
     with pytest.raises(ConfigError, match="5 configurations"):
         SWAAConfig.load(path)
+
+
+@pytest.mark.parametrize("layers", [[0, 1, 2], [1, 3], [3, 4, 9], [8, 10, 12]])
+def test_other_lists_may_not_run_past_the_depth(layers):
+    config = SWAAConfig.from_dict({"sliding_window_size": 8, "non_sliding_layers": layers})
+    assert config.full_layer_numbers(13) == tuple(layers)
+    with pytest.raises(ConfigError, match="layer"):
+        config.full_layer_numbers(2)
 
 
 def test_a_byte_order_mark_is_no_part_of_a_file(tmp_path):

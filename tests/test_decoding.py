@@ -51,6 +51,26 @@ def test_tokens_are_those_of_explicit_masks(config, batch, columns, padding, ste
     assert len(steps) == 10
 
 
+@pytest.mark.parametrize("place", [slice(9, 13), slice(15, 20)], ids=["inside", "right"])
+@pytest.mark.parametrize("config", [CONFIGS["FA decode"], swaa.SWAAConfig()], ids=["FA decode", "full"])
+def test_padding_that_is_not_at_the_left_is_left_to_transformers(config, place, steps):
+    adapted, inputs = swaa.adapt(tiny_model(), config), prompt(2, 20)
+    inputs["attention_mask"][1, place] = 0
+    wanted = adapted.generate(**inputs, max_new_tokens=8, do_sample=False)
+    actual = adapted.generate(**inputs, max_new_tokens=8, do_sample=False, cache_implementation="static")
+    assert torch.equal(actual, wanted)
+    assert not steps
+
+
+def test_given_positions_are_those_of_the_prompt(steps):
+    adapted, inputs = swaa.adapt(tiny_model(), CONFIGS["FA decode"]), prompt(1, 20)
+    inputs["position_ids"] = torch.arange(20)[None] + 100
+    wanted = adapted.generate(**inputs, max_new_tokens=8, do_sample=False)
+    actual = adapted.generate(**inputs, max_new_tokens=8, do_sample=False, cache_implementation="static")
+    assert torch.equal(actual, wanted)
+    assert not steps
+
+
 def test_sampling_draws_the_same_tokens(steps):
     adapted = swaa.adapt(tiny_model(), CONFIGS["ring"])
     options = {"max_new_tokens": 15, "do_sample": True, "temperature": 0.8, "top_k": 20, "repetition_penalty": 1.2}

@@ -5,7 +5,7 @@ from itertools import product
 
 import pytest
 import torch
-from transformers import DynamicCache, StaticCache
+from transformers import DynamicCache, GenerationConfig, StaticCache
 
 import swaa
 from families import FAMILIES, reference, tiny_model
@@ -323,3 +323,29 @@ def test_a_copy_of_a_cache_answers_like_the_original(config):
         two = adapted(token, past_key_values=copied, use_cache=True).logits
         assert torch.equal(one, two)
         token = one[:, -1:].argmax(-1)
+
+
+@pytest.mark.parametrize("kind", ["dynamic", "static"])
+def test_guidance_reads_a_sequence_of_its_own(kind):
+    """Without the prompt, whose end is another one than that of what guides."""
+    config = swaa.SWAAConfig(window=5, sinks=1, fa_decode=True)
+    adapted, ids, other = swaa.adapt(tiny_model(), config), prompt(length=40), prompt(length=20, seed=1)
+    options = {"guidance_scale": 1.7, "negative_prompt_ids": other, "cache_implementation": kind}
+    found = generate(adapted, ids, **options)[0, 40:].tolist()
+    said = []
+    for _ in range(NEW):
+        logits = []
+        for start in (ids, other):
+            row = torch.cat([start, torch.tensor([said], dtype=torch.long)], dim=1)
+            logits.append(adapted(row, prompt_length=start.shape[1], use_cache=False).logits[0, -1].log_softmax(-1))
+        said.append(int((1.7 * (logits[0] - logits[1]) + logits[1]).argmax()))
+    assert found == said
+
+
+def test_what_a_given_configuration_leaves_open_is_the_models():
+    adapted = swaa.adapt(tiny_model(), swaa.SWAAConfig(window=8, sinks=2))
+    ids = prompt().repeat(1, 2)
+    wanted = generate(adapted, ids)
+    adapted.generation_config.prompt_lookup_num_tokens = 4
+    given = GenerationConfig(max_new_tokens=NEW, do_sample=False)
+    assert torch.equal(adapted.generate(ids, generation_config=given), wanted)

@@ -139,3 +139,20 @@ def test_loading_with_it(tmp_path):
 def test_a_wrong_limit(limit):
     with pytest.raises(swaa.ConfigError, match=r"original_up_to=.*0 or more, or 'window'"):
         swaa.adapt(tiny_model(), CONFIG, original_up_to=limit)
+
+
+def test_a_reset_cache_is_no_longer_the_originals():
+    model = swaa.adapt(tiny_model(), CONFIG, original_up_to=20)
+    cache = DynamicCache(config=model.config)
+    model.generate(IDS[:, :15], past_key_values=cache, **OPTIONS)
+    cache.reset()
+    first = model.generate(IDS, past_key_values=cache, **OPTIONS).sequences
+    second = torch.cat([first, IDS[:, :5]], dim=1)
+    wanted = model.generate(second, past_key_values=after(model, IDS), **OPTIONS).sequences
+    assert torch.equal(model.generate(second, past_key_values=cache, **OPTIONS).sequences, wanted)
+
+
+def after(model, ids):
+    cache = DynamicCache(config=model.config)
+    model.generate(ids, past_key_values=cache, **OPTIONS)
+    return cache

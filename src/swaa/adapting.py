@@ -31,7 +31,8 @@ def adapt(model: ModelT, config: SWAAConfig, *, original_up_to: int | Literal["w
         config: the adaptation.
         original_up_to: `generate` leaves prompts of up to so many tokens (padding excluded, the longest of a batch
             counts) to the original model: adaptation and PEFT adapters are off, and stay off for all that is generated
-            and for later turns on the same cache. "window": up to the window, where a prompt slides nowhere.
+            and for later turns on the same cache. "window": up to the window, where a prompt slides nowhere. Not for
+            several threads on one model: all of them see the original meanwhile.
 
     Returns:
         The same model.

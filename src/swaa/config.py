@@ -2,7 +2,7 @@
 
 import dataclasses
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -167,6 +167,9 @@ class SWAAConfig:
     def full_layer_numbers(self, num_layers: int) -> tuple[int, ...]:
         """Resolve `full_layers` against a model's depth.
 
+        A list in even steps of two and more, as the reference project's settings have it for every model (1, 3, .. 47),
+        may run past the depth: of it those layers count that there are.
+
         Raises:
             ConfigError: a layer is named that the model does not have.
         """
@@ -178,8 +181,12 @@ class SWAAConfig:
                     f"0 to {num_layers - 1}"
                 )
             return tuple(range(found[1], num_layers, found[0])) if found else ()
-        check_depth("full_layers", self.full_layers, num_layers)
-        return self.full_layers
+        layers = self.full_layers
+        step = layers[1] - layers[0] if len(layers) > 2 else 0
+        if step > 1 and layers == tuple(range(layers[0], layers[-1] + 1, step)) and layers[0] < num_layers:
+            return tuple(layer for layer in layers if layer < num_layers)
+        check_depth("full_layers", layers, num_layers)
+        return layers
 
     def replace(self, **changes: Any) -> "SWAAConfig":
         """Return a copy with some fields changed (checked again)."""
@@ -196,8 +203,7 @@ class SWAAConfig:
     def from_dict(cls, values: Mapping[str, Any]) -> "SWAAConfig":
         """Build a configuration from a plain dict, ours, a recipe's or layer plan's, or the reference project's.
 
-        Of the reference's settings a null window means full attention whatever else is set, and a layer list that
-        runs past the model's depth in even steps becomes the pattern that it stands for, as it has there.
+        Of the reference's settings a null window means full attention whatever else is set.
 
         Raises:
             ConfigError: not a mapping, an unknown key, or a wrong value.
@@ -221,12 +227,7 @@ class SWAAConfig:
         renamed = {REFERENCE_NAMES[key]: value for key, value in values.items()}
         if renamed.get("window") is None:
             return cls()
-        layers = renamed.get("full_layers") or ()
-        if isinstance(layers, Sequence) and not isinstance(layers, str) and len(layers) > 2:
-            step = layers[1] - layers[0]
-            if layers[0] < step and list(layers) == list(range(layers[0], layers[-1] + 1, step)):
-                layers = f"1/{step}@{layers[0]}"
-        return cls(**renamed | {"full_layers": layers})
+        return cls(**renamed | {"full_layers": renamed.get("full_layers") or ()})
 
     def save(self, path: str | Path) -> None:
         """Write the configuration to a `.json`, `.yaml` or `.yml` file."""

@@ -32,6 +32,8 @@ def why_not(model: Any, state: Adaptation, config: Any, kwargs: dict[str, Any]) 
         return "compilation is switched off, or set by the caller"
     if config.output_attentions or config.output_hidden_states:
         return "attentions or hidden states are asked for"
+    if kwargs.get("position_ids") is not None:
+        return "positions are given"
     if kwargs.get("assistant_model") is not None or kwargs.get("custom_generate") is not None:
         return "another way of decoding is asked for"
     if any(rule is None for rule in state.rules):
@@ -51,6 +53,11 @@ def decode(
     The step of a token is launched before anybody asks whether the token was the last one; if it was, the step is
     forgotten. What it wrote lies where the next token's keys go.
     """
+    mask = kwargs.get("attention_mask")
+    if mask is not None and bool((mask.long().diff(dim=-1) < 0).any()):
+        # The step tells positions from the number of paddings at the left.
+        sample = {"logits_processor": logits_processor, "stopping_criteria": stopping_criteria}
+        return model._sample(input_ids, **sample, generation_config=generation_config, **kwargs)
     streamer = kwargs.pop("streamer", None)
     kwargs.pop("synced_gpus", None)
     outputs = model._prefill(input_ids, generation_config, kwargs)
@@ -59,14 +66,17 @@ def decode(
     padding = generation_config._pad_token_tensor
     has_end = any(hasattr(criterion, "eos_token_id") for criterion in stopping_criteria)
     unfinished = torch.ones(len(input_ids), dtype=torch.long, device=input_ids.device)
-    scores, raw = [], []
+    wanted = generation_config.return_dict_in_generate
+    scores: list[Tensor] | None = [] if wanted and generation_config.output_scores else None
+    raw: list[Tensor] | None = [] if wanted and generation_config.output_logits else None
     step: DecodeStep | None = None
     try:
         while True:
             logits = logits.to(copy=True, dtype=torch.float32, device=input_ids.device)
             processed = logits_processor(input_ids, logits)
-            if generation_config.return_dict_in_generate:
+            if scores is not None:
                 scores.append(processed)
+            if raw is not None:
                 raw.append(logits)
             if generation_config.do_sample:
                 token = torch.multinomial(torch.softmax(processed, dim=-1), num_samples=1).squeeze(1)
@@ -75,7 +85,7 @@ def decode(
             if has_end:
                 token = token * unfinished + padding.to(token.device) * (1 - unfinished)
             input_ids = torch.cat([input_ids, token[:, None]], dim=-1)
-            unfinished = unfinished & ~stopping_criteria(input_ids, processed)
+            unfinished = unfinished & ~stopping_criteria(input_ids, None if scores is None else tuple(scores))
             news = _News(token, unfinished.any())
             ahead = step is not None and step.room and input_ids.shape[1] < (stopping_criteria.max_length or math.inf)
             if ahead:
@@ -98,13 +108,12 @@ def decode(
             step.close()
     if streamer is not None:
         streamer.end()
-    if not generation_config.return_dict_in_generate:
+    if not wanted:
         return input_ids
+    known: dict[str, Any] = {"scores": scores and tuple(scores), "logits": raw and tuple(raw), CACHE: cache}
     return GenerateDecoderOnlyOutput(
         sequences=input_ids,  # type: ignore[arg-type]  # annotated as a LongTensor, which no int64 tensor is
-        scores=tuple(scores) if generation_config.output_scores else None,
-        logits=tuple(raw) if generation_config.output_logits else None,
-        **{CACHE: cache},
+        **known,
     )
 
 

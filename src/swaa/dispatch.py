@@ -29,7 +29,9 @@ def register(native: str) -> str:
     transformers looks for "flash", "sdpa", "flex_attention" and "/" in names, so `native` cannot be a part of it.
     """
     name = "swaa" if native == "sdpa" else "swaa_" + "".join(f"{byte:02x}" for byte in native.encode())
-    AttentionInterface.register(name, attention)
+    # Once: compiled layers of another model may have put an untraced one in its place (`swaa.compiling`).
+    if name not in ALL_ATTENTION_FUNCTIONS.valid_keys():
+        AttentionInterface.register(name, attention)
     AttentionMaskInterface.register(name, partial(_mask, native=native))
     return name
 

@@ -12,16 +12,17 @@ from torch import Tensor, nn
 from transformers import Cache, DynamicCache
 
 from swaa.attention import backend
-from swaa.cache import announce, install, stop_recording
+from swaa.cache import announce, install, is_ours, stop_recording
 from swaa.cache.naming import given_cache, put_cache, returned_cache
 from swaa.cache.slots import DecodeCache
 from swaa.config import LayerRule
 from swaa.cost import releases
 from swaa.geometry import Geometry, build_geometry
-from swaa.state import GENERATION, Adaptation, Pass
+from swaa.state import GENERATION, Adaptation, AdaptError, Pass
 
 # Attributes on the caches of others carry the project's name.
 _CACHE_PROMPT_END = "_swaa_prompt_end"
+CACHE_OF_THE_ORIGINAL = "_swaa_of_the_original"
 
 
 def before_forward(decoder: nn.Module, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]]:
@@ -42,6 +43,12 @@ def before_forward(decoder: nn.Module, args: tuple, kwargs: dict[str, Any]) -> t
             "an adapted model builds its own masks and takes a 2-D attention_mask (padding) only: pass dense_rows or "
             "prompt_length to say which rows see everything, or restore the model to use a 4-D mask"
         )
+    config: Any = decoder.config
+    if not str(config._attn_implementation).startswith("swaa"):
+        raise AdaptError(
+            f"this adapted model's attention was set to {config._attn_implementation!r} (or a model that shares its "
+            "config was restored), which would leave the adaptation out: call swaa.adapt again"
+        )
     cache = given_cache(kwargs)
     attend = backend(state.config.backend)
     if isinstance(cache, DecodeCache):
@@ -49,7 +56,6 @@ def before_forward(decoder: nn.Module, args: tuple, kwargs: dict[str, Any]) -> t
         kwargs["swaa"] = Pass(state, state.rules, Geometry(batch, cache.start, 1, 0), 0, attend, cache)
         _hide_from_compiler(state, cache)
         return (), kwargs
-    config: Any = decoder.config
     rules = state.rules
     if full_attention:
         if _uses_cache(decoder, kwargs):
@@ -68,7 +74,7 @@ def before_forward(decoder: nn.Module, args: tuple, kwargs: dict[str, Any]) -> t
         )
     generation = GENERATION.get()
     prompt_end = None
-    if generation is not None and generation.adaptation is not state:
+    if generation is not None and not (generation.adaptation is state and generation.is_of(cache)):
         generation = None
     if generation is not None:
         prompt_end, position_ids = generation.prompt_end, None
@@ -98,8 +104,12 @@ def before_forward(decoder: nn.Module, args: tuple, kwargs: dict[str, Any]) -> t
     if cache is not None:
         complete = prompt_end is not None and past + rows >= prompt_end
         drafts = generation is not None and generation.drafts
+        if not past:
+            vars(cache).pop(CACHE_OF_THE_ORIGINAL, None)
         if not past and releases(config, state.config.release_kv):
             install(cache, state.rules, prompt_complete=complete, record_past=drafts)
+        elif not past and is_ours(cache):
+            install(cache, (None,) * len(state.rules), prompt_complete=complete, record_past=drafts)
         elif generation is not None and not drafts:
             stop_recording(cache)
         announce(cache, state.rules, geometry, prompt_complete=complete)

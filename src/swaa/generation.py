@@ -19,7 +19,9 @@ def generate(self: PreTrainedModel, inputs: Tensor | None = None, *args: Any, **
     if is_left_to_the_original(state, inputs, kwargs):
         return generate_switched_off(self, inputs, *args, **kwargs)
     config = copy.deepcopy(kwargs.get("generation_config") or (args[0] if args else None) or self.generation_config)
-    config.update(**{key: value for key, value in kwargs.items() if key != "generation_config"})
+    # As transformers does: what a given configuration leaves open is the model's.
+    unset = {key: value for key, value in vars(self.generation_config).items() if getattr(config, key, None) is None}
+    config.update(**unset | {key: value for key, value in kwargs.items() if key != "generation_config"})
     if config.token_healing:
         raise ConfigError("token_healing changes the prompt inside generate: heal the prompt first, or switch it off")
     prompt = prompt_tokens(inputs, kwargs)

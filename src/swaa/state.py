@@ -66,13 +66,23 @@ class Pass:
     cache: Cache | None
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(eq=False)
 class Generation:
     """A running `generate`: its adaptation, the first column that it generates, whether drafts may be rejected."""
 
     adaptation: Adaptation
     prompt_end: int
     drafts: bool
+    cache: Cache | None = None
+
+    def is_of(self, cache: Cache | None) -> bool:
+        """Tell whether a pass is of the generated sequence, whose cache comes first.
+
+        Logits processors may read others in between, as guidance without the prompt does.
+        """
+        if self.cache is None:
+            self.cache = cache
+        return cache is None or cache is self.cache
 
 
 GENERATION: ContextVar["Generation | None"] = ContextVar("swaa_generation", default=None)

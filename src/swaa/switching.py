@@ -12,10 +12,8 @@ from transformers import Cache
 from swaa.attaching import adaptation, attach, detach
 from swaa.cache.naming import given_cache, returned_cache
 from swaa.compiling import uncompiled
+from swaa.forward import CACHE_OF_THE_ORIGINAL
 from swaa.state import Adaptation
-
-# Attributes on the caches of others carry the project's name.
-_CACHE_OF_THE_ORIGINAL = "_swaa_of_the_original"
 
 
 @contextmanager
@@ -70,7 +68,7 @@ def is_left_to_the_original(state: Adaptation, inputs: Tensor | None, kwargs: di
         return False
     cache, mask = given_cache(kwargs), kwargs.get("attention_mask")
     if cache is not None and cache.get_seq_length():
-        return bool(getattr(cache, _CACHE_OF_THE_ORIGINAL, False))
+        return bool(getattr(cache, CACHE_OF_THE_ORIGINAL, False))
     if mask is not None and mask.ndim == 2:
         return int(mask.sum(-1).max()) <= state.original_up_to
     return prompt_tokens(inputs, kwargs).shape[1] <= state.original_up_to
@@ -95,7 +93,7 @@ def generate_switched_off(model: Any, *args: Any, **kwargs: Any) -> Any:
         output = model.generate(*args, **kwargs)
     for used in (cache, returned_cache(output)):
         if isinstance(used, Cache):
-            setattr(used, _CACHE_OF_THE_ORIGINAL, True)
+            setattr(used, CACHE_OF_THE_ORIGINAL, True)
     return output
 
 

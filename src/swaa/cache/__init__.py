@@ -24,6 +24,7 @@ __all__ = [
     "StaticSinkWindowLayer",
     "announce",
     "install",
+    "is_ours",
     "stop_recording",
 ]
 
@@ -78,6 +79,11 @@ def announce(cache: Cache, rules: tuple[LayerRule | None, ...], geometry: Geomet
                     f"({rule}) may see: start with an empty cache"
                 )
             layer.announce(geometry, prompt_complete=prompt_complete)
+
+
+def is_ours(cache: Cache) -> bool:
+    """Tell whether layers of a cache forget."""
+    return any(isinstance(layer, SinkWindowLayer | StaticSinkWindowLayer | HeadsLayer) for layer in cache.layers)
 
 
 def stop_recording(cache: Cache) -> None:

@@ -89,7 +89,8 @@ class SinkWindowLayer(DynamicLayer):
         """
         tokens_to_remove = int(tokens_to_remove)  # a tensor, on some paths of `generate`
         # Up to transformers 5.17 a positive number was the length to keep.
-        count = self.seen - min(tokens_to_remove, self.seen) if tokens_to_remove > 0 else -tokens_to_remove
+        most = self.seen
+        count = most - min(tokens_to_remove, most) if tokens_to_remove > 0 else min(-tokens_to_remove, most)
         if not self.is_initialized:
             return
         assert self.geometry is not None

@@ -44,7 +44,9 @@ class StaticSinkWindowLayer(StaticLayer):
         Raises:
             ReleasedError: rows of this pass see keys that are gone, or a row has padding elsewhere than at its left.
         """
-        if self.released and bool(geometry.dense_rows(self.rule).any()):
+        # A single row is written before it is read, over the key that leaves the window with it.
+        gone = self.released or (geometry.rows == 1 and self.seen == self.window and not self.rule.sinks)
+        if gone and bool(geometry.dense_rows(self.rule).any()):
             raise ReleasedError(
                 f"a dense tail sees every key, but this cache has released the tokens up to {self.released}: give the "
                 f"whole prompt on an empty cache, or {KEEP}"
