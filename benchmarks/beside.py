@@ -89,6 +89,7 @@ def run_cells(
         alone: cells that run while no other does.
     """
     stop = time.monotonic() + 60 * options.minutes
+    options.output.mkdir(parents=True, exist_ok=True)
     if options.jobs == 1:
         try:
             here(cells, stop)
@@ -96,7 +97,6 @@ def run_cells(
             print("out of time: start again to continue", flush=True)
             return False
         return True
-    options.output.mkdir(parents=True, exist_ok=True)
     given = [
         word
         for name in (*passed, "output", "device")

@@ -3,6 +3,7 @@
 import csv
 import json
 import sys
+from collections import Counter
 from itertools import product
 from pathlib import Path
 
@@ -79,6 +80,33 @@ def test_a_cell_that_was_stopped_is_continued_and_collected(tmp_path, monkeypatc
     assert by_name["full"] == min(by_name.values())
     assert "| original | 16 | none | 10 |" in (tmp_path / "made" / "table.md").read_text()
     assert (tmp_path / "made" / "report-16.html").exists()
+
+
+def test_recipes_are_timed_in_a_new_folder(tmp_path, monkeypatch, capsys):
+    import reproduce
+
+    words = ["--windows", 16, "--lengths", 128, "--new-tokens", 8, "--device", "cpu", "--cells", "timing-16"]
+    words += ["--output", tmp_path / "results"]
+    monkeypatch.setattr(sys, "argv", ["reproduce.py", *map(str, words)])
+    monkeypatch.setattr(reproduce, "grid", lambda window: [reproduce.Variant("none", 4, False, 0)])
+    reproduce.main()
+    assert capsys.readouterr().out.endswith("complete\n")
+    rows = [*map(json.loads, (tmp_path / "results" / "timing-16.jsonl").read_text().splitlines())]
+    assert [(row["recipe"], row["length"]) for row in rows] == [("full", 128), ("4 sinks", 128)]
+    assert min(min(row["prefill_seconds"], row["decode_ms"], row["kv_bytes"]) for row in rows) > 0
+    assert rows[1]["kv_bytes"] < rows[0]["kv_bytes"] / 2
+
+
+def test_the_published_grid_is_whole():
+    import reproduce
+
+    with (BENCHMARKS / "reproduce" / "table.csv").open() as file:
+        rows = [*csv.DictReader(file)]
+    found = Counter((row["weights"], int(row["window"])) for row in rows)
+    weights = ("original", "smollm2-fa-decode", "smollm2-4-layers-released")
+    assert found == {(x, window): 1 + len(reproduce.grid(window)) for x in weights for window in reproduce.WINDOWS}
+    assert [(row["recipe"], name) for row in rows for name, value in row.items() if value == ""] == []
+    assert json.loads((BENCHMARKS / "reproduce" / "table.json").read_text())["not_complete"] == []
 
 
 def test_what_was_published_stays_beside_what_is_new():
