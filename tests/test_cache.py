@@ -222,51 +222,6 @@ def test_a_dynamic_cache_takes_padding_inside_a_row():
     torch.testing.assert_close(*results, atol=1e-5, rtol=1e-5)
 
 
-def test_crop():
-    model = swaa.adapt(tiny_model(), SINKS)
-    cache = DynamicCache(config=model.config)
-    model(IDS[:, :8], past_key_values=cache, use_cache=True)
-    short = copy.deepcopy(cache)
-    short.crop(-12)  # more than there are: all, as transformers' layers do
-    assert short.get_seq_length() == 0
-    cache.crop(-5)  # nothing was released yet
-    assert cache.get_seq_length() == 3
-    run(model, IDS[:, 3:], cache, [30])
-    with pytest.raises(ReleasedError, match=r"cannot crop 2 tokens.*activate_past_recording.*release_kv=False"):
-        cache.crop(-2)
-    cache.activate_past_recording()
-    model(IDS[:, 33:38], past_key_values=cache, use_cache=True)
-    cache.crop(-4)
-    assert cache.get_seq_length() == 34
-    assert cache.layers[0].keys.shape[2] == 3 + 6
-    keeper = swaa.adapt(tiny_model(), SINKS.replace(release_kv=False))
-    kept = DynamicCache(config=model.config)
-    model_logits = model(IDS[:, 34:40], past_key_values=cache, use_cache=True).logits
-    run(keeper, IDS, kept, [3, 31])
-    keeper_logits = keeper(IDS[:, 34:40], past_key_values=kept, use_cache=True).logits
-    torch.testing.assert_close(model_logits, keeper_logits, atol=1e-5, rtol=1e-5)
-
-
-def test_rejected_drafts_leave_a_small_cache():
-    model = swaa.adapt(tiny_model(), SINKS)
-    ids = torch.randint(3, 101, (1, 10)).repeat(1, 6)
-    output = model.generate(
-        ids, prompt_lookup_num_tokens=4, max_new_tokens=12, do_sample=False, return_dict_in_generate=True
-    )
-    assert output.past_key_values.layers[0].keys.shape[2] == 3 + 6
-
-
-def test_a_plain_turn_after_one_with_drafts_releases_again():
-    model = swaa.adapt(tiny_model(), SINKS)
-    ids = torch.randint(3, 101, (1, 10)).repeat(1, 6)
-    cache = DynamicCache(config=model.config)
-    first = model.generate(ids, past_key_values=cache, prompt_lookup_num_tokens=4, max_new_tokens=12, do_sample=False)
-    whole = torch.cat([first, IDS[:1, :9]], dim=1)
-    second = model.generate(whole, past_key_values=cache, max_new_tokens=12, do_sample=False)
-    assert cache.layers[0].keys.shape[2] == 3 + 6
-    assert torch.equal(second, model.generate(whole, max_new_tokens=12, do_sample=False))
-
-
 def test_reset_starts_over():
     model = swaa.adapt(tiny_model(), SINKS)
     for cache in (DynamicCache(config=model.config), StaticCache(config=model.config, max_cache_len=100)):

@@ -6,7 +6,7 @@ small, `[batch, columns]` at most, and live on the CPU: a backend moves what it 
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -65,6 +65,13 @@ class Geometry:
     def keys(self) -> int:
         """Number of keys that a layer holds, for a geometry without `key_mask`."""
         return self.columns - self.released + self.slots
+
+    def take_rows(self, index: Tensor) -> "Geometry":
+        """Return the geometry of other rows of the batch: `index` as in `tensor[index]`, integers or a mask."""
+        index = index.cpu()
+        names = ("positions", "segments", "generated", "to_prompt_end")
+        taken = {name: held[index] for name in names if (held := getattr(self, name)) is not None}
+        return replace(self, batch=len(torch.arange(self.batch)[index]), memo={}, **taken)
 
     def sink_columns(self, sinks: int, segments: Sequence[int] | None = None) -> Tensor:
         """Find the columns of the first tokens of each row: `[batch or 1, sinks]` int64.

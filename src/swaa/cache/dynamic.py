@@ -113,6 +113,22 @@ class SinkWindowLayer(DynamicLayer):
         """Keep everything that comes until the next `crop`."""
         self.record_past = True
 
+    def reorder_cache(self, beam_idx: Tensor) -> None:
+        """Take other rows of the batch: beam search."""
+        super().reorder_cache(beam_idx)  # type: ignore[arg-type]  # a LongTensor there
+        self._take_rows(beam_idx)
+
+    def batch_repeat_interleave(self, repeats: int) -> None:
+        """Repeat each row of the batch."""
+        super().batch_repeat_interleave(repeats)
+        if self.geometry is not None:
+            self._take_rows(torch.arange(self.geometry.batch).repeat_interleave(repeats))
+
+    def batch_select_indices(self, indices: Tensor) -> None:
+        """Keep some rows of the batch."""
+        super().batch_select_indices(indices)
+        self._take_rows(indices)
+
     def reset(self) -> None:
         """Forget all tokens."""
         super().reset()
@@ -122,6 +138,11 @@ class SinkWindowLayer(DynamicLayer):
     def get_seq_length(self) -> int:
         """Return the number of tokens seen, released ones included."""
         return self.seen
+
+    def _take_rows(self, index: Tensor) -> None:
+        # Where the padding of these rows lies decides what a `crop` that follows may release.
+        if self.geometry is not None:
+            self.geometry = self.geometry.take_rows(index)
 
     def _release(self) -> None:
         assert self.geometry is not None
