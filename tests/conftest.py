@@ -1,4 +1,4 @@
-"""Shared fixtures: determinism, and no hub."""
+"""Shared fixtures: determinism, no hub and no keys, and what tests of several subjects use."""
 
 import gc
 import os
@@ -13,12 +13,15 @@ import torch
 # Before a kernel is defined: without a GPU, Triton's interpreter runs it on the CPU.
 if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"
+# Nobody's key is sent to the servers of the tests.
+for key in ("SWAA_JUDGE_KEY", "SWAA_TEACHER_KEY", "OPENAI_API_KEY"):
+    os.environ.pop(key, None)
 
 
 @pytest.fixture(scope="module")
 def base(tmp_path_factory):
     """A folder with a tiny model and its tokenizer, to be trained."""
-    # Here, because few tests need them, and those of vLLM share this file.
+    # Here, as below, because few tests need them, and those of vLLM share this file.
     from families import tiny_model
     from training import CHATML, VOCABULARY, tiny_tokenizer
 
@@ -26,6 +29,23 @@ def base(tmp_path_factory):
     tiny_model(vocab_size=len(VOCABULARY)).save_pretrained(folder)
     tiny_tokenizer(CHATML).save_pretrained(folder)
     return folder
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    """One token a byte."""
+    from eval_runs import bytes_tokenizer
+
+    return bytes_tokenizer(pad_token="<pad>", bos_token="<bos>", eos_token="<eos>")
+
+
+@pytest.fixture
+def serve():
+    """Starts servers of known replies."""
+    from endpoints import serving
+
+    with serving() as start:
+        yield start
 
 
 @pytest.fixture(autouse=True)

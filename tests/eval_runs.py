@@ -1,4 +1,4 @@
-"""What the tests of `swaa eval` and `swaa compare` share: a model, short books, a made-up task, known answers."""
+"""What the tests of evaluation share: models and a tokenizer of bytes, short books, a made-up task, known answers."""
 
 import json
 from contextlib import contextmanager
@@ -7,6 +7,9 @@ from typing import ClassVar
 
 import pytest
 import torch
+from tokenizers import Tokenizer, decoders, pre_tokenizers
+from tokenizers import models as tokenizer_models
+from transformers import PreTrainedTokenizerFast
 
 import swaa
 import swaa.compare
@@ -15,7 +18,17 @@ from swaa.evaluate import Answer
 from swaa.prose import prose
 from swaa.results import read_lines
 from swaa.tasks import TASKS, Sample
-from test_evaluate import VOCABULARY, bytes_tokenizer
+
+VOCABULARY = ["<pad>", "<bos>", "<eos>", *sorted(pre_tokenizers.ByteLevel.alphabet())]
+
+
+def bytes_tokenizer(**special):
+    """One token a byte."""
+    ids = {token: index for index, token in enumerate(VOCABULARY)}
+    backend = Tokenizer(tokenizer_models.BPE(vocab=ids, merges=[]))
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.decoder = decoders.ByteLevel()
+    return PreTrainedTokenizerFast(tokenizer_object=backend, **special)
 
 
 def tiny():
@@ -51,6 +64,24 @@ class Echo:
 
     def score(self, sample, text):
         return None if self.judged else sum(x in text for x in self.wanted) / len(self.wanted)
+
+
+def parrot(words):
+    """A model that says `words` again and again after their last letter, and repeats every other letter.
+
+    Its layers do nothing, and its head knows which letter follows which.
+    """
+    model = tiny_model(vocab_size=len(VOCABULARY))
+    follower = dict(zip(words[-1] + words[:-1], words, strict=True))
+    assert len(follower) == len(words)
+    with torch.no_grad():
+        for layer in model.model.layers:
+            layer.self_attn.o_proj.weight.zero_()
+            layer.mlp.down_proj.weight.zero_()
+        directions = torch.nn.functional.normalize(model.model.embed_tokens.weight)
+        for index, token in enumerate(VOCABULARY):
+            model.lm_head.weight[VOCABULARY.index(follower.get(token, token))] = directions[index]
+    return model
 
 
 def overflowing(scale):

@@ -14,17 +14,11 @@ from swaa.cost import active_weights, prefill_flops
 from swaa.evaluate import accuracy_interval, generate_answers, perplexity, score_answers
 from swaa.recipes import Recipe, load_recipe
 from swaa.tasks import TASKS
-from test_evaluate import bytes_tokenizer
 
 LENGTH = 320
 SETTINGS = Settings(length=LENGTH, samples=3, perplexity_samples=2, prefill_samples=2, batch_size=2)
 NAMES = ["full", "naive", "fa-decode", "sinks", "sinks-fa-decode-tail"]
 A_TOKEN = 4 * 2 * 2 * 8 * 4  # bytes: layers, keys and values, heads, head size, float32
-
-
-@pytest.fixture(scope="module")
-def tokenizer():
-    return bytes_tokenizer(pad_token="<pad>", bos_token="<bos>", eos_token="<eos>")
 
 
 @pytest.fixture(scope="module")

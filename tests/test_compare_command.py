@@ -12,21 +12,15 @@ from matplotlib.image import imread
 from typer.testing import CliRunner
 
 import swaa.report
-from eval_runs import overflowing, rig, save, short_books, tiny
+from eval_runs import VOCABULARY, overflowing, rig, save, short_books, tiny
 from families import tiny_model
 from swaa.cli import app
 from swaa.compare import MEASURES, Settings, choose_recipes, compare
 from swaa.recipes import Recipe
 from swaa.report.reading import read_runs
-from test_evaluate import VOCABULARY, bytes_tokenizer
 
 LENGTH = 320
 PNG = b"\x89PNG\r\n\x1a\n"
-
-
-@pytest.fixture(scope="module")
-def tokenizer():
-    return bytes_tokenizer(pad_token="<pad>", bos_token="<bos>", eos_token="<eos>")
 
 
 @pytest.fixture(scope="module")

@@ -1,4 +1,4 @@
-"""Self-distillation: answers of a tiny model and of a stub endpoint, filters, and folders that are continued."""
+"""Self-distillation: answers of a tiny model and of a stub endpoint, and folders that are continued."""
 
 import json
 import sys
@@ -6,34 +6,15 @@ from itertools import count
 
 import pytest
 from pyarrow.parquet import read_table
-from transformers import AutoModelForCausalLM
-from typer.testing import CliRunner
 
 import swaa
-from endpoints import serving
 from families import tiny_model
-from swaa.cli import app
 from swaa.distill import Filters, LocalTeacher, RemoteTeacher, Sampling, distill, read_prompts
-from swaa.distill.filters import is_exact
 from swaa.endpoint import EndpointError
-from swaa.judge import Judge
 from swaa.train import make_examples, read_data
-from test_train_processes import launch
 from training import CHATML, VOCABULARY, tiny_tokenizer
 
 SHORT = Sampling(samples=2, max_new_tokens=12)
-
-
-@pytest.fixture
-def serve():
-    with serving() as start:
-        yield start
-
-
-@pytest.fixture(autouse=True)
-def no_keys(monkeypatch):
-    for name in ("SWAA_JUDGE_KEY", "SWAA_TEACHER_KEY", "OPENAI_API_KEY"):
-        monkeypatch.delenv(name, raising=False)
 
 
 @pytest.fixture
@@ -247,77 +228,7 @@ def test_thoughts_that_a_server_keeps_apart_are_put_back(tmp_path, serve):
     assert [row["answer"] for row in table(tmp_path / "out")] == ["<think>\n1 + 1\n</think>\n\nTwo."]
 
 
-# Filters
-
-
-@pytest.mark.parametrize(
-    ("text", "reference", "right"),
-    [
-        ("Oslo", "Oslo", True),
-        ("  the  OSLO. ", "Oslo", True),
-        ("<think>Rome? No.</think>\n\nOslo!", "Oslo", True),
-        ("It has fjords.\n\n**Answer:** Oslo", "Oslo", True),
-        ("Answer: Rome\nAnswer: Oslo", "oslo", True),
-        ("It is Oslo", "Oslo", False),
-        ("Answer: Oslo\nAnswer: Rome", "Oslo", False),
-        ("<think>Oslo", "Oslo", False),
-        ("", "Oslo", False),
-        ("1,234", "1234", True),
-    ],
-)
-def test_exact_match(text, reference, right):
-    assert is_exact(text, reference) is right
-
-
-def test_a_judge_is_asked_about_what_passes_the_other_filters(tmp_path, serve):
-    rows = [{"prompt": f"A long text. What is {i}?", "question": f"What is {i}?", "answer": str(i)} for i in range(4)]
-    prompts = read(tmp_path, rows)
-    replies = iter([{"finish_reason": "length"} | said("0"), "1", "wrong", "It depends."])
-    server = serve(lambda body: next(replies))
-    verdicts = {"Response: 1": "yes", "Response: wrong": "no", "Response: It": "perhaps"}
-    judging = serve(lambda body: next(x for said, x in verdicts.items() if said in body["messages"][0]["content"]))
-    answering = RemoteTeacher("big", server.url, parallel=1)
-    shown = []
-    record = distill(
-        prompts,
-        answering,
-        tmp_path / "out",
-        filters=Filters(("length", "judge"), judge=Judge("j", judging.url)),
-        progress=lambda *state: shown.append(state),
-    )
-    assert record["counts"] == {
-        "prompts": 4,
-        "answers": 4,
-        "kept": 1,
-        "prompts_kept": 1,
-        "rejected": {"length": 1, "judge": 2},
-    }
-    assert record["filters"]["judge"] == {"model": "j", "votes": 1}
-    assert [row["answer"] for row in table(tmp_path / "out")] == ["1"]
-    assert [row["passed_judge"] for row in table(tmp_path / "out", "rejected")] == [None, False, False]
-    assert len(judging.asked) == 3
-    assert any("Question: What is 1?\n" in body["messages"][0]["content"] for body in judging.asked)
-    assert shown[0] == ("answering", 0, 4)
-    assert shown[-1] == ("judging", 3, 3)
-    # Other filters, the same answers: nothing is asked again.
-    record = distill(prompts, answering, tmp_path / "out", filters=Filters(("exact",)))
-    assert record["counts"]["rejected"] == {"exact": 2}
-    assert [row["answer"] for row in table(tmp_path / "out")] == ["0", "1"]
-    assert (len(server.asked), len(judging.asked)) == (4, 3)
-
-
-def test_limits_of_length(tmp_path, serve):
-    prompts = read(tmp_path, [{"prompt": "a"}, {"prompt": "b"}])
-    server = serve(lambda body: {"finish_reason": "stop"} | said(" " if body["messages"][0]["content"] == "b" else "x"))
-    answering = RemoteTeacher("big", server.url)
-    # An empty answer teaches nothing, whatever the filters.
-    for filters, kept in ((Filters(()), 1), (Filters(("length",), 7), 1), (Filters(("length",), 8), 0)):
-        assert distill(prompts, answering, tmp_path / "out", filters=filters)["counts"]["kept"] == kept
-    assert table(tmp_path / "out") == []
-    with pytest.raises(
-        ValueError, match=r"answers\.parquet' is empty.* look at .*rejected\.parquet; .*--max-new-tokens"
-    ):
-        read_data(tmp_path / "out" / "answers.parquet")
+# What is wrong
 
 
 def test_mistakes(tmp_path, prompts):
@@ -341,58 +252,3 @@ def test_mistakes(tmp_path, prompts):
     ):
         with pytest.raises(ValueError, match=f"row 1: .*{message}"):
             read(tmp_path, [row])
-
-
-# The command line
-
-
-def run(*words):
-    return CliRunner().invoke(app, [str(word) for word in words], env={"COLUMNS": "200"})
-
-
-@pytest.fixture
-def folder(tmp_path):
-    """A model in a folder, and prompts."""
-    model = AutoModelForCausalLM.from_config(tiny_model(vocab_size=len(VOCABULARY), initializer_range=0.02).config)
-    model.generation_config.eos_token_id = list(range(20))
-    model.save_pretrained(tmp_path / "tiny")
-    tiny_tokenizer(CHATML).save_pretrained(tmp_path / "tiny")
-    rows = [{"prompt": f"number {i}?", "answer": str(i)} for i in range(6)]
-    (tmp_path / "prompts.jsonl").write_text("\n".join(map(json.dumps, rows)))
-    return tmp_path
-
-
-def test_several_processes_give_the_same_answers(folder):
-    words = f"distill -d {folder}/prompts.jsonl -m {folder}/tiny --samples 3 --max-new-tokens 12 --batch-size 4".split()
-    words += ["--device", "cpu", "--dtype", "float32", "-o"]
-    assert run(*words, folder / "one").exit_code == 0
-    done = launch([*words, str(folder / "two")])
-    assert done.stderr.count("of 18 answers") == 1
-    for name in ("answers", "rejected"):
-        assert table(folder / "two", name) == table(folder / "one", name)
-    assert not list((folder / "two").glob("answers.*.jsonl"))
-
-
-def test_the_command(folder, tmp_path, serve):
-    data, out = tmp_path / "prompts.jsonl", tmp_path / "out"
-    words = ["distill", "-d", data, "-o", out, "-m", tmp_path / "tiny", "--samples", 2, "--max-new-tokens", 12]
-    result = run(*words, "--device", "cpu", "--dtype", "float32")
-    assert result.exit_code == 0, result.output
-    kept = len(table(out))
-    assert 0 < kept < 12
-    assert f"kept {kept} of 12 answers" in result.stderr
-    assert f"left out {12 - kept}: not finished in 12 tokens" in result.stderr
-    record = json.loads((out / "distill.json").read_text())
-    assert record["teacher"]["revision"].startswith("weights-")
-    words = ["train", "-m", tmp_path / "tiny", "-d", out / "answers.parquet", "-o", tmp_path / "adapter", "--window", 6]
-    trained = run(*words, "--max-steps", 1, "--device", "cpu", "--dtype", "float32")
-    assert trained.exit_code == 0, trained.output
-    assert f"1 steps on {kept} samples" in trained.stderr
-    # Everything from servers, and nothing right.
-    words = ["distill", "-d", data, "-o", tmp_path / "remote", "-m", "big", "--url", serve(lambda body: "7").url]
-    words += ["--filters", "length,judge", "--judge-model", "j", "--judge-url", serve(lambda body: "no").url]
-    result = run(*words)
-    assert result.exit_code == 0, result.output
-    assert "kept 0 of 6 answers" in result.stderr
-    assert "left out 6: not right to the judge" in result.stderr
-    assert "no answer is kept" in result.stderr

@@ -11,14 +11,13 @@ import torch
 
 import swaa
 import swaa.runs.engine
-from eval_runs import lines, short_books, tiny, written
+from eval_runs import VOCABULARY, lines, short_books, tiny, written
 from families import tiny_model
 from swaa.compare import choose_recipes
 from swaa.evaluate import accuracy_interval, perplexity, score_answers
 from swaa.results import append_lines, model_revision, read_lines
 from swaa.runs import RunFolder, RunSettings, run
 from swaa.tasks import TASKS
-from test_evaluate import VOCABULARY, bytes_tokenizer
 
 LENGTH = 320
 NAMES = ["naive", "sinks-fa-decode"]
@@ -31,11 +30,6 @@ COLUMNS = (
 
 class Killed(BaseException):
     """What no handler catches, like a kill."""
-
-
-@pytest.fixture(scope="module")
-def tokenizer():
-    return bytes_tokenizer(pad_token="<pad>", bos_token="<bos>", eos_token="<eos>")
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -11,12 +11,11 @@ import pytest
 from typer.testing import CliRunner
 
 import swaa
-from eval_runs import lines, overflowing, save, short_books, tiny, written
+from eval_runs import VOCABULARY, lines, overflowing, save, short_books, tiny, written
 from families import tiny_model
 from swaa.cli import app
 from swaa.cli.progress import minute_lines
 from swaa.evaluate import perplexity
-from test_evaluate import VOCABULARY
 
 LENGTH = 320
 

@@ -4,12 +4,11 @@ import numpy as np
 import pytest
 from transformers import StaticCache
 
-from eval_runs import lines, registering, short_books, tiny
+from eval_runs import VOCABULARY, lines, parrot, registering, short_books, tiny
 from swaa.compare import choose_recipes
 from swaa.evaluate import accuracy_interval
 from swaa.runs import RunFolder, RunSettings, run
 from swaa.runs.summary import score_interval
-from test_evaluate import VOCABULARY, bytes_tokenizer, parrot
 
 LENGTH = 320
 RECIPES = choose_recipes(["naive"], length=LENGTH, window=40)
@@ -19,11 +18,6 @@ RECIPES = choose_recipes(["naive"], length=LENGTH, window=40)
 def echo(monkeypatch):
     """Registers a task of known words."""
     return registering(monkeypatch)
-
-
-@pytest.fixture(scope="module")
-def tokenizer():
-    return bytes_tokenizer(pad_token="<pad>", bos_token="<bos>", eos_token="<eos>")
 
 
 @pytest.fixture(scope="module", autouse=True)

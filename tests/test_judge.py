@@ -5,27 +5,12 @@ import json
 import pytest
 from typer.testing import CliRunner
 
-from endpoints import serving
-from eval_runs import Echo
-from families import tiny_model
+from eval_runs import Echo, save, tiny
 from swaa.cli import app
 from swaa.endpoint import EndpointError
 from swaa.judge import RULES, Judge, Verdict, agreement, judge_messages, majority, read_verdict
 from swaa.results import read_lines
 from swaa.tasks import TASKS
-from test_evaluate import VOCABULARY, bytes_tokenizer
-
-
-@pytest.fixture
-def serve():
-    with serving() as start:
-        yield start
-
-
-@pytest.fixture(autouse=True)
-def no_keys(monkeypatch):
-    for name in ("SWAA_JUDGE_KEY", "OPENAI_API_KEY"):
-        monkeypatch.delenv(name, raising=False)
 
 
 def question(text="How many?"):
@@ -213,10 +198,7 @@ def test_replies_before_a_failure_are_kept(serve, tmp_path):
 
 @pytest.fixture(scope="module")
 def model_folder(tmp_path_factory):
-    path = tmp_path_factory.mktemp("models") / "tiny"
-    tiny_model(vocab_size=len(VOCABULARY)).save_pretrained(path)
-    bytes_tokenizer(pad_token="<pad>", bos_token="<bos>", eos_token="<eos>").save_pretrained(path)
-    return path
+    return save(tiny(), tmp_path_factory.mktemp("models") / "tiny")
 
 
 def evaluate(model_folder, path, *more):

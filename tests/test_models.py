@@ -1,6 +1,5 @@
 """Loading models: folders, hub ids, GGUF files, and each way it can go wrong."""
 
-import importlib.util
 import json
 import os
 import shutil
@@ -15,7 +14,6 @@ from safetensors.torch import load_file, save_file
 from transformers import T5Config
 
 from model_files import save_tokenizer, tiny_model, write_gguf
-from swaa import models
 from swaa.errors import ModelError
 from swaa.models import DEFAULT_MODEL, load_model
 
@@ -26,22 +24,6 @@ def folder(tmp_path):
     tiny_model().save_pretrained(path)
     save_tokenizer(path)
     return path
-
-
-@pytest.fixture
-def cache(tmp_path, monkeypatch):
-    path = tmp_path / "cache"
-    monkeypatch.setenv("SWAA_CACHE", str(path))
-    monkeypatch.delenv("SWAA_DEFAULT_WHEEL", raising=False)
-    return path
-
-
-@pytest.fixture
-def no_pip(monkeypatch):
-    def refuse(*args, **kwargs):
-        raise AssertionError("started a process")
-
-    monkeypatch.setattr(subprocess, "Popen", refuse)
 
 
 def test_import_is_light():
@@ -254,13 +236,3 @@ def test_broken_gguf_file(tmp_path):
     (tmp_path / "broken.gguf").write_bytes(b"GGUF" + bytes(60))
     with pytest.raises(ModelError, match="cannot load"):
         load_model(tmp_path / "broken.gguf")
-
-
-@pytest.mark.parametrize("missing", ["gguf", "accelerate"])
-def test_missing_extra_is_named(tmp_path, cache, monkeypatch, no_pip, missing):
-    find = importlib.util.find_spec
-    monkeypatch.setattr(models, "find_spec", lambda name: None if name == missing else find(name))
-    write_gguf(tmp_path / "tiny.gguf")
-    for name in (tmp_path / "tiny.gguf", DEFAULT_MODEL):
-        with pytest.raises(ModelError, match=rf"needs {missing}: pip install 'swaa\[demo\]'"):
-            load_model(name)

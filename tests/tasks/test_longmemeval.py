@@ -3,10 +3,9 @@
 import re
 
 import pytest
-from transformers import PreTrainedTokenizerFast
 
-from chat_tokenizers import CHAT, byte_level, chat_tokenizer
-from dataset_files import SESSIONS, make, memory_row, writer
+from chat_tokenizers import CHAT
+from dataset_files import SESSIONS, make, memory_row
 from swaa.tasks.longmemeval import LongMemEval
 
 LEAD = (
@@ -14,21 +13,6 @@ LEAD = (
     "chat history."
 )
 ASKED = "\n\nCurrent Date: 2023/05/30 (Tue) 23:40\nQuestion: Where did I move to, question 0?"
-
-
-@pytest.fixture(scope="module")
-def tokenizer():
-    return PreTrainedTokenizerFast(tokenizer_object=byte_level())
-
-
-@pytest.fixture(scope="module")
-def chat():
-    return chat_tokenizer("BOS of both")
-
-
-@pytest.fixture
-def write(tmp_path):
-    return writer(tmp_path)
 
 
 def history():

@@ -3,30 +3,14 @@
 import re
 
 import pytest
-from transformers import PreTrainedTokenizerFast
 
-from chat_tokenizers import CHAT, byte_level, chat_tokenizer
-from dataset_files import choice_row, make, writer
+from chat_tokenizers import CHAT
+from dataset_files import choice_row, make
 from swaa.tasks import Sample
 from swaa.tasks.longbench import LongBenchV2, option
 from swaa.tasks.ruler_questions import RulerQuestions
 
 CHOICES = "\nChoices:\n(A) One\n(B) Two\n(C) Three\n(D) Four"
-
-
-@pytest.fixture(scope="module")
-def tokenizer():
-    return PreTrainedTokenizerFast(tokenizer_object=byte_level())
-
-
-@pytest.fixture(scope="module")
-def chat():
-    return chat_tokenizer("BOS of both")
-
-
-@pytest.fixture
-def write(tmp_path):
-    return writer(tmp_path)
 
 
 def test_longbench_prompts_are_the_published_ones(tokenizer, chat, write):

@@ -3,9 +3,7 @@
 import re
 
 import pytest
-from transformers import PreTrainedTokenizerFast
 
-from chat_tokenizers import byte_level, chat_tokenizer
 from ruler_prompts import NEEDLE, PATTERNS, SYNTHETIC, context, make, parts
 from swaa.prose import NOISE, prose
 from swaa.tasks.ruler_needles import RulerNeedles
@@ -24,26 +22,11 @@ PUBLISHED = {
 }
 
 
-@pytest.fixture(scope="module")
-def plain():
-    return PreTrainedTokenizerFast(tokenizer_object=byte_level())
-
-
-@pytest.fixture(scope="module")
-def chats():
-    return {template: chat_tokenizer(template) for template in ("BOS of both", "instruction")}
-
-
-@pytest.fixture(params=["plain", "BOS of both", "instruction"])
-def tokenizer(request, plain, chats):
-    return plain if request.param == "plain" else chats[request.param]
-
-
 @pytest.mark.parametrize("task", NEEDLES)
-def test_needles_are_published_ones(tokenizer, task):
+def test_needles_are_published_ones(plain_or_chat, task):
     hay, key_type, value_type, keys, values, queries = PUBLISHED[task]
-    for sample in make(task, tokenizer, seed=1):
-        said, prefix = parts(tokenizer, sample)
+    for sample in make(task, plain_or_chat, seed=1):
+        said, prefix = parts(plain_or_chat, sample)
         lead, text, question = context(said)
         found = NEEDLE.findall(text)
         by_key = {key: [value for _, k, value in found if k == key] for _, key, _ in found}
@@ -78,11 +61,11 @@ def test_needles_are_published_ones(tokenizer, task):
 
 
 @pytest.mark.parametrize("task", NEEDLES)
-def test_haystacks_are_published_ones(plain, task):
+def test_haystacks_are_published_ones(tokenizer, task):
     hay = PUBLISHED[task][0]
     book = " ".join(prose("test").split())
-    for sample in make(task, plain, seed=2):
-        _, text, _ = context(parts(plain, sample)[0])
+    for sample in make(task, tokenizer, seed=2):
+        _, text, _ = context(parts(tokenizer, sample)[0])
         lines = [line for line in text.split("\n") if not NEEDLE.fullmatch(line)]
         if hay == "noise":
             assert set(lines) == {NOISE}
@@ -99,18 +82,18 @@ def test_haystacks_are_published_ones(plain, task):
             assert all(piece[-1] in ".!?\"'" for piece in pieces[:-1] if piece)
 
 
-def test_no_key_comes_twice(plain, monkeypatch):
+def test_no_key_comes_twice(tokenizer, monkeypatch):
     few = [f"red-{noun}" for noun in ("bed", "cup", "hat", "pen", "car", "map", "fan", "jar")]
     monkeypatch.setattr("swaa.tasks.ruler_needles.name", lambda rng, split: rng.choice(few))
-    for sample in make("ruler-niah-multiquery", plain, count=10):
+    for sample in make("ruler-niah-multiquery", tokenizer, count=10):
         assert len(set(sample.meta["keys"])) == 4
 
 
-def test_depths_are_where_the_asked_needles_are_and_fill_the_text(plain):
+def test_depths_are_where_the_asked_needles_are_and_fill_the_text(tokenizer):
     for task in ("ruler-niah-single-1", "ruler-niah-single-2", "ruler-niah-multikey-2", "ruler-niah-multivalue"):
         depths = []
-        for sample in make(task, plain, count=20):
-            _, text, _ = context(parts(plain, sample)[0])
+        for sample in make(task, tokenizer, count=20):
+            _, text, _ = context(parts(tokenizer, sample)[0])
             places = [text.index(f"is: {value}.") / len(text) for value in sample.references]
             assert sample.meta["depths"] == pytest.approx(places, abs=0.06)
             assert ("depth" in sample.meta) == (len(places) == 1)
@@ -120,18 +103,18 @@ def test_depths_are_where_the_asked_needles_are_and_fill_the_text(plain):
         assert 0.3 < sum(depths) / len(depths) < 0.7
 
 
-def test_a_book_that_is_too_short_begins_again(plain, monkeypatch):
+def test_a_book_that_is_too_short_begins_again(tokenizer, monkeypatch):
     book = prose("test")[:3000]
     monkeypatch.setattr("swaa.prose.prose", lambda split: book)
-    sample = make("ruler-niah-single-2", plain, length=3000, count=1)[0]
-    _, text, _ = context(parts(plain, sample)[0])
+    sample = make("ruler-niah-single-2", tokenizer, length=3000, count=1)[0]
+    _, text, _ = context(parts(tokenizer, sample)[0])
     assert sample.meta["haystack_size"] > len(book.split())
     assert text.count(" ".join(book.split()[100:130])) >= 2
 
 
-def test_words_as_values_and_numbers_as_keys(plain):
+def test_words_as_values_and_numbers_as_keys(tokenizer):
     task = RulerNeedles(hay="essay", key_type="numbers", value_type="words", keys=2)
-    sample = task.samples(plain, length=1000, count=1, seed=0)[0]
-    found = NEEDLE.findall(parts(plain, sample)[0])
+    sample = task.samples(tokenizer, length=1000, count=1, seed=0)[0]
+    found = NEEDLE.findall(parts(tokenizer, sample)[0])
     assert all(PATTERNS["numbers"].fullmatch(key) and PATTERNS["words"].fullmatch(value) for _, key, value in found)
-    assert "A special magic word is hidden" in parts(plain, sample)[0]
+    assert "A special magic word is hidden" in parts(tokenizer, sample)[0]

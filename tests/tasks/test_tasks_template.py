@@ -4,28 +4,12 @@ import copy
 import re
 
 import pytest
-from transformers import PreTrainedTokenizerFast
 
-from chat_tokenizers import CHAT, byte_level, chat_tokenizer, marking_tokenizer
+from chat_tokenizers import CHAT
 from swaa.tasks import TASKS
 from swaa.tasks.base import continuation_ids, encode, user_turn
 
 NEEDLES = [name for name in TASKS if TASKS[name].kind == "retrieval"]
-
-
-@pytest.fixture(scope="module")
-def tokenizer():
-    return PreTrainedTokenizerFast(tokenizer_object=byte_level())
-
-
-@pytest.fixture(scope="module")
-def special_tokenizer():
-    return marking_tokenizer()
-
-
-@pytest.fixture(scope="module")
-def chat_tokenizers():
-    return {name: chat_tokenizer(name) for name in CHAT}
 
 
 def test_user_turn_without_a_template(tokenizer, special_tokenizer):

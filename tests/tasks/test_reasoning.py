@@ -3,9 +3,9 @@
 import pytest
 from transformers import PreTrainedTokenizerFast
 
+from eval_runs import bytes_tokenizer
 from swaa.tasks import TASKS, final_answer
 from swaa.tasks.base import REASON_THEN_ANSWER, remove_thinking, user_turn
-from test_evaluate import bytes_tokenizer
 
 PLAIN = (
     "{% for m in messages %}<|{{ m.role }}|>{{ m.content }}\n{% endfor %}"

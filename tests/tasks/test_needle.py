@@ -8,7 +8,7 @@ import pytest
 from tokenizers import Regex, decoders, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from chat_tokenizers import CHAT, byte_level, chat_tokenizer, marking_tokenizer, train
+from chat_tokenizers import CHAT, train
 from swaa.prose import prose
 from swaa.tasks import TASKS, Needle, Perplexity, needle
 from swaa.tasks.base import encode
@@ -20,16 +20,6 @@ INTRODUCTION = (
     "answer the question at the end of the text.\n\n"
 )
 QUESTION = "\n\nWhat is the special magic number for {key}?"
-
-
-@pytest.fixture(scope="module")
-def tokenizer():
-    return PreTrainedTokenizerFast(tokenizer_object=byte_level())
-
-
-@pytest.fixture(scope="module")
-def special_tokenizer():
-    return marking_tokenizer()
 
 
 @pytest.fixture(scope="module")
@@ -47,17 +37,6 @@ def merging_tokenizer():
         pre_tokenizers.ByteLevel.alphabet(),
     )
     return PreTrainedTokenizerFast(tokenizer_object=backend)
-
-
-@pytest.fixture
-def short_books(monkeypatch):
-    """Perplexity tokenises the whole book, which takes half a second."""
-    monkeypatch.setattr("swaa.tasks.perplexity.prose", lambda split: prose(split)[:50_000])
-
-
-@pytest.fixture(scope="module")
-def chat_tokenizers():
-    return {name: chat_tokenizer(name) for name in CHAT}
 
 
 @pytest.fixture(params=["tokenizer", "special_tokenizer", "merging_tokenizer", *CHAT])

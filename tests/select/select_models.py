@@ -5,7 +5,6 @@ import torch
 from families import tiny_model
 from swaa.select import Problem, Scorer
 from swaa.tasks import Sample
-from test_evaluate import bytes_tokenizer
 
 PROMPT, VOCABULARY = 60, 101
 
@@ -46,10 +45,6 @@ def own_answers(model, count=6, answer=3):
         rows = ids[0].tolist()
         samples.append(Sample(tuple(rows[:-answer]), (), tuple(rows[-answer:]), "?", {"index": number}))
     return samples
-
-
-def tokenizer():
-    return bytes_tokenizer(pad_token="<pad>", bos_token="<bos>", eos_token="<eos>")
 
 
 def scorer(model, samples, **options):

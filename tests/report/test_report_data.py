@@ -13,17 +13,6 @@ from swaa.report.pareto import pareto_front
 from swaa.report.reading import FIELDS, ResultsError, read_runs
 from swaa.report.tables import bytes_text, length_text, number, seconds_text
 
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    return write_eval(tmp_path_factory.mktemp("results") / "eval-a", reasonings=("none", "thinking"), count=20)
-
-
-@pytest.fixture(scope="module")
-def run(folder):
-    return one(folder)
-
-
 # Reading
 
 

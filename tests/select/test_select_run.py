@@ -16,20 +16,9 @@ from swaa.select.plan import LayerPlan
 from swaa.select.policy import Grid, PolicySearch, front_of
 from swaa.select.run import SelectSettings, counts_of
 from swaa.select.run_policy import PolicySettings, search_policies
-from test_evaluate import VOCABULARY, bytes_tokenizer
 
 LENGTH = 900
 RECIPE = load_recipe("sinks-fa-decode").replace(window=32)
-
-
-@pytest.fixture(scope="module")
-def tokenizer():
-    return bytes_tokenizer(pad_token="<pad>", bos_token="<bos>", eos_token="<eos>")
-
-
-@pytest.fixture(scope="module")
-def model():
-    return tiny_model(vocab_size=len(VOCABULARY), max_position_embeddings=2048)
 
 
 # Selecting

@@ -7,33 +7,13 @@ import re
 import pytest
 from typer.testing import CliRunner
 
-from families import tiny_model
 from swaa.cli import app
 from swaa.compare import Settings, choose_recipes, compare
 from swaa.config import ConfigError, SWAAConfig, load_settings
 from swaa.recipes import load_recipe, load_recipes, model_shape
 from swaa.select.plan import LayerPlan
-from test_evaluate import VOCABULARY, bytes_tokenizer
 
 RECIPE = load_recipe("sinks-fa-decode").replace(window=32)
-
-
-@pytest.fixture(scope="module")
-def tokenizer():
-    return bytes_tokenizer(pad_token="<pad>", bos_token="<bos>", eos_token="<eos>")
-
-
-@pytest.fixture(scope="module")
-def model():
-    return tiny_model(vocab_size=len(VOCABULARY), max_position_embeddings=2048)
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory, model, tokenizer):
-    path = tmp_path_factory.mktemp("model")
-    model.save_pretrained(path)
-    tokenizer.save_pretrained(path)
-    return path
 
 
 @pytest.fixture

@@ -4,25 +4,13 @@ import sys
 from pathlib import Path
 
 import pytest
-from transformers import PreTrainedTokenizerFast
 
-from chat_tokenizers import byte_level
-from dataset_files import choice_row, make, memory_row, writer
+from dataset_files import choice_row, make, memory_row
 from swaa.tasks import TASKS
 from swaa.tasks.longbench import LongBenchV2
 from swaa.tasks.longmemeval import LongMemEval
 
 NAMES = ("ruler-qa-1", "ruler-qa-2", "longmemeval", "longbench-v2")
-
-
-@pytest.fixture(scope="module")
-def tokenizer():
-    return PreTrainedTokenizerFast(tokenizer_object=byte_level())
-
-
-@pytest.fixture
-def write(tmp_path):
-    return writer(tmp_path)
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -1,31 +1,12 @@
 """What all tasks have in common: the registry, what a sample depends on, wrong requests, and free answers."""
 
 import pytest
-from transformers import PreTrainedTokenizerFast
 
-from chat_tokenizers import byte_level, marking_tokenizer
-from swaa.prose import prose
 from swaa.tasks import TASKS, Sample, correct_text
 from swaa.tasks.base import leading_ids
 
 # Tasks that need no data set.
 MADE_HERE = [name for name in TASKS if not hasattr(TASKS[name], "path")]
-
-
-@pytest.fixture(scope="module")
-def tokenizer():
-    return PreTrainedTokenizerFast(tokenizer_object=byte_level())
-
-
-@pytest.fixture(scope="module")
-def special_tokenizer():
-    return marking_tokenizer()
-
-
-@pytest.fixture
-def short_books(monkeypatch):
-    """Perplexity tokenises the whole book, which takes half a second."""
-    monkeypatch.setattr("swaa.tasks.perplexity.prose", lambda split: prose(split)[:50_000])
 
 
 def test_the_registry_describes_each_task_in_a_line():

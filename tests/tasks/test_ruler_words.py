@@ -6,17 +6,10 @@ import re
 from collections import Counter
 
 import pytest
-from transformers import PreTrainedTokenizerFast
 
-from chat_tokenizers import byte_level
 from ruler_prompts import PATTERNS, make, parts
 from swaa.tasks.ruler_words import zeta
 from swaa.tasks.words import shuffled_words, word_pairs, words
-
-
-@pytest.fixture(scope="module")
-def plain():
-    return PreTrainedTokenizerFast(tokenizer_object=byte_level())
 
 
 def listed(text):
@@ -29,9 +22,9 @@ def listed(text):
 @pytest.mark.parametrize(
     ("length", "times", "example_times", "example_words"), [(3000, (6, 1), (3, 1), 20), (9000, (30, 3), (10, 3), 40)]
 )
-def test_common_words_are_as_common_as_published(plain, length, times, example_times, example_words):
-    for sample in make("ruler-cwe", plain, length, count=2):
-        said, prefix = parts(plain, sample)
+def test_common_words_are_as_common_as_published(tokenizer, length, times, example_times, example_words):
+    for sample in make("ruler-cwe", tokenizer, length, count=2):
+        said, prefix = parts(tokenizer, sample)
         lead = (
             "Below is a numbered list of words. In these words, some appear more often than others. Memorize the ones "
             "that appear most often.\n"
@@ -54,7 +47,7 @@ def test_common_words_are_as_common_as_published(plain, length, times, example_t
         assert sorted(listed(solution)) == sorted(word for word in counts if counts[word] == example_times[0])
 
 
-def test_more_words_than_the_list_has_are_names(plain):
+def test_more_words_than_the_list_has_are_names(tokenizer):
     rng = random.Random(0)
     source = shuffled_words(rng, "test")
     drawn = [next(source) for _ in range(len(words("test")) + 500)]
@@ -63,9 +56,9 @@ def test_more_words_than_the_list_has_are_names(plain):
     assert len(set(drawn)) == len(drawn)
 
 
-def test_frequencies_follow_zipfs_law(plain):
-    for sample in make("ruler-fwe", plain, 3000):
-        said, prefix = parts(plain, sample)
+def test_frequencies_follow_zipfs_law(tokenizer):
+    for sample in make("ruler-fwe", tokenizer, 3000):
+        said, prefix = parts(tokenizer, sample)
         lead = (
             "Read the following coded text and track the frequency of each coded word. Find the three most frequently "
             "appeared coded words. "
@@ -90,12 +83,12 @@ def test_frequencies_follow_zipfs_law(plain):
         assert all(re.fullmatch("[a-z]{6}", word) for word, _ in rest)
 
 
-def test_the_shortest_frequent_words_still_have_three_winners(plain):
+def test_the_shortest_frequent_words_still_have_three_winners(tokenizer):
     with pytest.raises(ValueError, match="length=60 has no room for this task: use") as error:
-        make("ruler-fwe", plain, 60)
+        make("ruler-fwe", tokenizer, 60)
     shortest = int(re.search(r"use (\d+)", str(error.value))[1])
-    for sample in make("ruler-fwe", plain, shortest):
-        counts = Counter(re.findall(r"\b[a-z]{6}\b", parts(plain, sample)[0].split("words. ")[1].split("\n")[0]))
+    for sample in make("ruler-fwe", tokenizer, shortest):
+        counts = Counter(re.findall(r"\b[a-z]{6}\b", parts(tokenizer, sample)[0].split("words. ")[1].split("\n")[0]))
         assert {word for word, _ in counts.most_common(3)} == set(sample.references)
         assert counts.most_common(4)[2][1] > (counts.most_common(4)[3:] or [("", 0)])[0][1]
 

@@ -9,32 +9,12 @@ import pytest
 from typer.testing import CliRunner
 
 import swaa.report
-from families import tiny_model
 from swaa.cli import app
 from swaa.config import SWAAConfig
 from swaa.select import SELECTORS
 from swaa.select.plan import LayerPlan
-from test_evaluate import VOCABULARY, bytes_tokenizer
 
 LENGTH = 900
-
-
-@pytest.fixture(scope="module")
-def tokenizer():
-    return bytes_tokenizer(pad_token="<pad>", bos_token="<bos>", eos_token="<eos>")
-
-
-@pytest.fixture(scope="module")
-def model():
-    return tiny_model(vocab_size=len(VOCABULARY), max_position_embeddings=2048)
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory, model, tokenizer):
-    path = tmp_path_factory.mktemp("model")
-    model.save_pretrained(path)
-    tokenizer.save_pretrained(path)
-    return path
 
 
 def run(*args):

@@ -3,10 +3,9 @@
 import re
 
 import pytest
-from transformers import PreTrainedTokenizerFast
 
-from chat_tokenizers import CHAT, byte_level, chat_tokenizer
-from dataset_files import make, writer
+from chat_tokenizers import CHAT
+from dataset_files import make
 from swaa.tasks import Sample
 from swaa.tasks.ruler_questions import RulerQuestions
 
@@ -52,21 +51,6 @@ def hotpotqa(questions=4, documents=3):
         }
         for number in range(questions)
     ]
-
-
-@pytest.fixture(scope="module")
-def tokenizer():
-    return PreTrainedTokenizerFast(tokenizer_object=byte_level())
-
-
-@pytest.fixture(scope="module")
-def chat():
-    return chat_tokenizer("BOS of both")
-
-
-@pytest.fixture
-def write(tmp_path):
-    return writer(tmp_path)
 
 
 def documents(said):

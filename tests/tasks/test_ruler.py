@@ -4,9 +4,7 @@ import random
 import re
 
 import pytest
-from transformers import PreTrainedTokenizerFast
 
-from chat_tokenizers import byte_level, chat_tokenizer
 from ruler_prompts import NEEDLE, SYNTHETIC, context, make, parts
 from swaa.prose import NOISE, prose
 from swaa.tasks import TASKS, Sample
@@ -21,71 +19,56 @@ TOKENS_TO_GENERATE = {"vt": 30, "cwe": 120, "fwe": 50}
 UNIT = {"noise": 40, "essay": 15, "needle": 90, "vt": 40, "cwe": 80, "fwe": 60}
 
 
-@pytest.fixture(scope="module")
-def plain():
-    return PreTrainedTokenizerFast(tokenizer_object=byte_level())
-
-
-@pytest.fixture(scope="module")
-def chats():
-    return {template: chat_tokenizer(template) for template in ("BOS of both", "instruction")}
-
-
-@pytest.fixture(params=["plain", "BOS of both", "instruction"])
-def tokenizer(request, plain, chats):
-    return plain if request.param == "plain" else chats[request.param]
-
-
 # What all have in common
 
 
 @pytest.mark.parametrize("task", SYNTHETIC)
 @pytest.mark.parametrize("length", [3000, 5000])
-def test_prompt_and_answer_fill_the_length_to_one_unit(tokenizer, task, length):
+def test_prompt_and_answer_fill_the_length_to_one_unit(plain_or_chat, task, length):
     room = TOKENS_TO_GENERATE.get(task.removeprefix("ruler-"), 128)
     unit = UNIT[getattr(TASKS[task], "hay", task.removeprefix("ruler-"))]
     assert TASKS[task].max_new_tokens == room
-    for sample in make(task, tokenizer, length, count=2):
+    for sample in make(task, plain_or_chat, length, count=2):
         assert length - unit < len(sample.prompt_ids) + room <= length
         assert (sample.prefix_ids, sample.answer_ids) == ((), ())
         assert sample.answer == ", ".join(sample.references)
 
 
 @pytest.mark.parametrize("task", SYNTHETIC)
-def test_the_shortest_length_is_named_and_works(plain, task):
+def test_the_shortest_length_is_named_and_works(tokenizer, task):
     with pytest.raises(ValueError, match=r"length=40 has no room for this task: use \d+ or more") as error:
-        make(task, plain, 40)
+        make(task, tokenizer, 40)
     shortest = int(re.search(r"use (\d+)", str(error.value))[1])
-    samples = make(task, plain, shortest)
+    samples = make(task, tokenizer, shortest)
     longest = max(len(sample.prompt_ids) for sample in samples) + TASKS[task].max_new_tokens
     assert longest in (shortest - 1, shortest)
 
 
 @pytest.mark.parametrize("task", SYNTHETIC)
-def test_no_prefix_is_forced_on_a_model_that_reasons_first(plain, chats, task):
-    for tokenizer in (plain, chats["BOS of both"]):
-        after = user_turn(tokenizer, "prompt")[1]
-        direct, reasoned = (make(task, tokenizer, 2500, reasoning=way)[0] for way in ("none", "prompt"))
-        text = tokenizer.decode(reasoned.prompt_ids)
+def test_no_prefix_is_forced_on_a_model_that_reasons_first(tokenizer, chat, task):
+    for asked in (tokenizer, chat):
+        after = user_turn(asked, "prompt")[1]
+        direct, reasoned = (make(task, asked, 2500, reasoning=way)[0] for way in ("none", "prompt"))
+        text = asked.decode(reasoned.prompt_ids)
         assert "Reason step by step" in after
         assert text.endswith(after)
         assert reasoned.references == direct.references
         assert reasoned.meta["reasoning"] == "prompt"
-        last = tokenizer.decode(direct.prompt_ids)[-30:]
+        last = asked.decode(direct.prompt_ids)[-30:]
         assert last.endswith(("is", "are", "are:"))
         assert not text.endswith(last)
 
 
-def test_thinking_needs_a_model_that_thinks(plain):
+def test_thinking_needs_a_model_that_thinks(tokenizer):
     with pytest.raises(ValueError, match="reasoning='thinking' needs a chat template"):
-        make("ruler-vt", plain, reasoning="thinking")
+        make("ruler-vt", tokenizer, reasoning="thinking")
 
 
-def test_splits_share_no_keys_and_no_prose(plain):
+def test_splits_share_no_keys_and_no_prose(tokenizer):
     for task in ("ruler-niah-multiquery", "ruler-niah-multikey-2", "ruler-cwe"):
         seen = {}
         for split in ("test", "calibration"):
-            texts = [parts(plain, sample)[0] for sample in make(task, plain, 2500, split=split)]
+            texts = [parts(tokenizer, sample)[0] for sample in make(task, tokenizer, 2500, split=split)]
             if task == "ruler-cwe":
                 seen[split] = {word for text in texts for _, word in re.findall(r"(\d+)\. ([a-z]+)", text)}
             else:
@@ -93,19 +76,19 @@ def test_splits_share_no_keys_and_no_prose(plain):
                 seen[split] = {word for key in keys for word in key.split("-")}
         assert min(map(len, seen.values())) > 20
         assert not seen["test"] & seen["calibration"]
-    sample = make("ruler-niah-single-2", plain, split="calibration")[0]
-    longest = max(NEEDLE.split(context(parts(plain, sample)[0])[1]), key=len).strip()
+    sample = make("ruler-niah-single-2", tokenizer, split="calibration")[0]
+    longest = max(NEEDLE.split(context(parts(tokenizer, sample)[0])[1]), key=len).strip()
     assert longest in " ".join(prose("calibration").split())
     assert longest not in " ".join(prose("test").split())
 
 
-def test_the_random_streams_are_pinned(plain):
+def test_the_random_streams_are_pinned(tokenizer):
     # Published figures depend on these draws, which must not vary with Python's hash seed either.
-    assert make("ruler-niah-single-1", plain)[0].meta["keys"] == ["wearisome-stillness"]
-    assert make("ruler-niah-single-1", plain)[0].references == ("2121412",)
-    assert make("ruler-vt", plain, 3000)[0].references == ("VYYXH", "BDQEK", "WJDYL", "FGBRQ", "MQVZZ")
-    assert make("ruler-cwe", plain, 3000)[0].references[:3] == ("seminary", "epicurism", "humane")
-    assert make("ruler-fwe", plain, 3000)[0].references == ("llmpxn", "jieozv", "rmrnuv")
+    assert make("ruler-niah-single-1", tokenizer)[0].meta["keys"] == ["wearisome-stillness"]
+    assert make("ruler-niah-single-1", tokenizer)[0].references == ("2121412",)
+    assert make("ruler-vt", tokenizer, 3000)[0].references == ("VYYXH", "BDQEK", "WJDYL", "FGBRQ", "MQVZZ")
+    assert make("ruler-cwe", tokenizer, 3000)[0].references[:3] == ("seminary", "epicurism", "humane")
+    assert make("ruler-fwe", tokenizer, 3000)[0].references == ("llmpxn", "jieozv", "rmrnuv")
     assert name(random.Random(1), "test") == "contemptible-movement"
 
 
@@ -153,9 +136,9 @@ def test_options_that_make_no_sample(task, options, message):
 
 
 @pytest.mark.parametrize("length", [2500, 4200])
-def test_variables_form_a_chain_in_order_after_a_solved_example(tokenizer, length):
-    for sample in make("ruler-vt", tokenizer, length):
-        said, prefix = parts(tokenizer, sample)
+def test_variables_form_a_chain_in_order_after_a_solved_example(plain_or_chat, length):
+    for sample in make("ruler-vt", plain_or_chat, length):
+        said, prefix = parts(plain_or_chat, sample)
         lead = "Memorize and track the chain(s) of variable assignment hidden in the following text.\n\n"
         empty, example, task = said.split(lead)
         assert empty == ""
@@ -174,7 +157,7 @@ def test_variables_form_a_chain_in_order_after_a_solved_example(tokenizer, lengt
             )
             if letters == 3:
                 assert question.endswith(f"above. {answer} {' '.join(chain)}\n\n")
-                assert 350 < len(tokenizer.encode(lead + text, add_special_tokens=False)) <= 500
+                assert 350 < len(plain_or_chat.encode(lead + text, add_special_tokens=False)) <= 500
             else:
                 assert prefix == answer
                 assert sample.references == tuple(chain)
@@ -182,9 +165,9 @@ def test_variables_form_a_chain_in_order_after_a_solved_example(tokenizer, lengt
                 assert lines.count(NOISE) == sample.meta["haystack_size"]
 
 
-def test_chains_that_are_not_asked_for_share_nothing_with_the_one_that_is(plain):
-    sample = RulerVariables(chains=3, hops=2).samples(plain, length=2500, count=1, seed=0)[0]
-    task = parts(plain, sample)[0].rpartition("Memorize")[2]
+def test_chains_that_are_not_asked_for_share_nothing_with_the_one_that_is(tokenizer):
+    sample = RulerVariables(chains=3, hops=2).samples(tokenizer, length=2500, count=1, seed=0)[0]
+    task = parts(tokenizer, sample)[0].rpartition("Memorize")[2]
     values = re.findall("VAR ([A-Z]+) = ([0-9]+)", task)
     assert len(values) == len(set(values)) == 3
     reached = dict(values)

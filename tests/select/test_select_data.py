@@ -7,14 +7,8 @@ import pytest
 
 from swaa.select import Calibration
 from swaa.tasks import TASKS
-from test_evaluate import bytes_tokenizer
 
 LENGTH = 900
-
-
-@pytest.fixture(scope="module")
-def tokenizer():
-    return bytes_tokenizer(pad_token="<pad>", bos_token="<bos>", eos_token="<eos>")
 
 
 def test_forms_take_turns_and_share_nothing_with_the_tasks(tokenizer):
