@@ -1,6 +1,5 @@
 """Adapting, restoring, saving and loading: models of every kind stay whole, and every refusal says why."""
 
-import copy
 import subprocess
 import sys
 import threading
@@ -87,24 +86,22 @@ def test_the_decoder_alone_can_be_adapted():
     assert torch.equal(swaa.restore(model)(IDS).last_hidden_state, before)
 
 
-def test_two_models_do_not_disturb_each_other(adapted_logits):
-    one, two, plain = swaa.adapt(tiny_model(), CONFIG), swaa.adapt(tiny_model(), OTHER), tiny_model()
-    other = logits(two)
-    assert torch.equal(logits(one), adapted_logits)
-    swaa.restore(one)
-    assert torch.equal(logits(two), other)
-    assert torch.equal(logits(one), logits(plain))
-
-
-def test_a_deep_copy_is_a_model_of_its_own(adapted_logits):
-    model = swaa.adapt(tiny_model(), CONFIG)
-    other = copy.deepcopy(model)
-    swaa.restore(model)
-    for parameter in model.parameters():
-        parameter.zero_()
-    assert torch.equal(logits(other), adapted_logits)
-    expected = swaa.adapt(tiny_model(), CONFIG).generate(IDS, max_new_tokens=5, do_sample=False)
-    assert torch.equal(other.generate(IDS, max_new_tokens=5, do_sample=False), expected)
+@pytest.mark.parametrize(
+    ("adapted", "restored"),
+    [("model", "decoder"), ("decoder", "model"), ("model decoder", "model"), ("decoder model", "model")],
+)
+def test_a_decoder_and_the_model_around_it_have_one_adaptation(adapted, restored):
+    model = tiny_model()
+    before, tokens = logits(model), model.generate(IDS, max_new_tokens=5, do_sample=False)
+    expected = logits(swaa.adapt(tiny_model(), CONFIG))
+    parts = {"model": model, "decoder": model.model}
+    for name in adapted.split():
+        swaa.adapt(parts[name], CONFIG)
+        assert torch.equal(logits(model), expected)
+    swaa.restore(parts[restored])
+    assert torch.equal(logits(model), before)
+    assert torch.equal(model.generate(IDS, max_new_tokens=5, do_sample=False), tokens)
+    assert not hasattr(model.config, "swaa")
 
 
 def test_threads_generate_with_their_own_prompts():

@@ -106,6 +106,21 @@ def test_switching_off_by_hand_gives_everything_back():
     assert swaa.adaptation(model) is state
 
 
+def test_an_adaptation_that_is_put_on_meanwhile_stays():
+    model, config = swaa.compile_layers(swaa.adapt(tiny_model(), CONFIG), backend="eager"), CONFIG.replace(window=5)
+    with torch.no_grad(), swaa.switched_off(model):
+        swaa.adapt(model, config)
+        expected = model(IDS).logits
+    assert swaa.adaptation(model).config == config
+    assert model.model.layers[0]._compiled_call_impl is None
+    assert (len(model.model._forward_pre_hooks), len(model.model._forward_hooks)) == (1, 1)
+    with torch.no_grad():
+        assert torch.equal(model(IDS).logits, expected)
+        assert torch.equal(swaa.restore(model)(IDS).logits, original()(IDS).logits)
+    assert not model.model._forward_pre_hooks
+    assert not hasattr(model.config, "swaa")
+
+
 def test_a_model_without_adaptation_or_adapter_is_left_alone():
     model = tiny_model()
     with torch.no_grad(), swaa.switched_off(model):

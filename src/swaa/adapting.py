@@ -5,11 +5,12 @@ from typing import Any, Literal, TypeVar
 
 from torch import nn
 
-from swaa.attaching import adaptation, attach, detach, parts
+from swaa.attaching import adaptation, attach, detach, own_config, parts
 from swaa.attention import select_backend
 from swaa.compiling import uncompile_layers
 from swaa.config import ConfigError, LayerRule, SWAAConfig
 from swaa.cost import attention_heads, head_dim, layer_kinds, reusing_layers
+from swaa.dispatch import native_name
 from swaa.generation import generate
 from swaa.layers import is_int
 from swaa.state import Adaptation, AdaptError
@@ -20,6 +21,7 @@ ModelT = TypeVar("ModelT", bound=nn.Module)
 def adapt(model: ModelT, config: SWAAConfig, *, original_up_to: int | Literal["window"] = 0) -> ModelT:
     """Make a loaded model use sliding window attention as `config` says. Adapting again replaces the adaptation.
 
+    The model gets a copy of its configuration, so that another one that was built from the same object stays as it is.
     `model.generate` stays as it is for the caller. A forward call without a cache takes three more keyword arguments:
     `prompt_length` (prompt tokens of each row, padding excluded: an int or `[batch]`) or `dense_rows` (`[batch, rows]`
     bool, rows to be treated as generated); by default all rows are prompt. `full_attention=True` lets every row see
@@ -50,7 +52,9 @@ def adapt(model: ModelT, config: SWAAConfig, *, original_up_to: int | Literal["w
     backend, reason = select_backend(config.backend, base.device, base.dtype, head_dim(decoder.config))
     if previous:
         restore(model)
-    native = decoder.config._attn_implementation
+    else:
+        own_config(base)
+    native = native_name(decoder.config._attn_implementation)
     attach(model, Adaptation(config, rules, backend, reason, native, [], generate, limit))
     return model
 

@@ -1,5 +1,6 @@
 """Where an adaptation sits on a model: hooks, attention's name and `generate` are put on and taken off."""
 
+import copy
 import types
 from typing import Any
 
@@ -35,8 +36,19 @@ def detach(model: nn.Module, state: Adaptation) -> None:
     for handle in state.handles:
         handle.remove()
     decoder.set_attn_implementation(state.native)
-    del decoder._swaa, base.generate
-    del base.config.swaa
+    del decoder._swaa
+    # The decoder may have been adapted by itself, before the model around it came.
+    for part in (base, decoder):
+        vars(part).pop("generate", None)
+        vars(part.config).pop("swaa", None)
+
+
+def own_config(base: PreTrainedModel) -> None:
+    """Give a model a copy of its configuration: models built from one object share it, and so attention's name."""
+    copies: dict[int, Any] = {}
+    copy.deepcopy(base.config, copies)
+    for module in base.modules():
+        vars(module).update({name: copies[id(value)] for name, value in vars(module).items() if id(value) in copies})
 
 
 def adaptation(model: nn.Module) -> Adaptation | None:

@@ -81,7 +81,7 @@ def uncompile_layers(model: nn.Module) -> None:
 
 @contextmanager
 def uncompiled(model: nn.Module) -> Iterator[None]:
-    """Let the layers run as they are for a while; what was compiled is kept."""
+    """Let the layers run as they are for a while; what was compiled is kept, unless the model is adapted meanwhile."""
     state = adaptation(model)
     modules = _modules(model) if state is not None and state.compiled else []
     calls = [module._compiled_call_impl for module in modules]
@@ -90,8 +90,9 @@ def uncompiled(model: nn.Module) -> Iterator[None]:
     try:
         yield
     finally:
-        for module, call in zip(modules, calls, strict=True):
-            module._compiled_call_impl = call
+        if adaptation(model) is state:
+            for module, call in zip(modules, calls, strict=True):
+                module._compiled_call_impl = call
 
 
 def _modules(model: nn.Module) -> list[nn.Module]:

@@ -28,12 +28,17 @@ def register(native: str) -> str:
 
     transformers looks for "flash", "sdpa", "flex_attention" and "/" in names, so `native` cannot be a part of it.
     """
-    name = "swaa" if native == "sdpa" else "swaa_" + "".join(f"{byte:02x}" for byte in native.encode())
+    name = "swaa" if native == "sdpa" else f"swaa_{native.encode().hex()}"
     # Once: compiled layers of another model may have put an untraced one in its place (`swaa.compiling`).
     if name not in ALL_ATTENTION_FUNCTIONS.valid_keys():
         AttentionInterface.register(name, attention)
     AttentionMaskInterface.register(name, partial(_mask, native=native))
     return name
+
+
+def native_name(name: str) -> str:
+    """Undo `register`, as a model may be built from the configuration of an adapted one; other names stay."""
+    return (bytes.fromhex(name[5:]).decode() or "sdpa") if name.startswith("swaa") else name
 
 
 def attention(
@@ -54,7 +59,8 @@ def attention(
     if swaa is None:
         raise AdaptError(
             f"{type(module).__name__} was called without the description of the pass: call the model or its decoder, "
-            "not a layer by itself (or this family does not hand keyword arguments down to its attention)"
+            "not a layer by itself; a model built from the configuration of an adapted one has to be adapted too (or "
+            "this family does not hand keyword arguments down to its attention)"
         )
     layer: Any = module.layer_idx
     rule = swaa.rules[layer]

@@ -46,8 +46,8 @@ def before_forward(decoder: nn.Module, args: tuple, kwargs: dict[str, Any]) -> t
     config: Any = decoder.config
     if not str(config._attn_implementation).startswith("swaa"):
         raise AdaptError(
-            f"this adapted model's attention was set to {config._attn_implementation!r} (or a model that shares its "
-            "config was restored), which would leave the adaptation out: call swaa.adapt again"
+            f"this adapted model's attention was set to {config._attn_implementation!r}, which would leave the "
+            "adaptation out: call swaa.adapt again"
         )
     cache = given_cache(kwargs)
     attend = backend(state.config.backend)

@@ -15,7 +15,10 @@ from swaa.switching import generate_switched_off, is_left_to_the_original, promp
 
 def generate(self: PreTrainedModel, inputs: Tensor | None = None, *args: Any, **kwargs: Any) -> Any:
     """Generate as the model's class does, with the prompt's end announced."""
-    state: Adaptation = vars(self.get_decoder())["_swaa"]
+    state: Adaptation | None = vars(self.get_decoder()).get("_swaa")
+    own: Any = type(self)  # its `generate` comes from a mixin that the annotation does not know
+    if state is None:  # the decoder was restored by itself
+        return own.generate(self, inputs, *args, **kwargs)
     if is_left_to_the_original(state, inputs, kwargs):
         return generate_switched_off(self, inputs, *args, **kwargs)
     config = copy.deepcopy(kwargs.get("generation_config") or (args[0] if args else None) or self.generation_config)
@@ -37,7 +40,6 @@ def generate(self: PreTrainedModel, inputs: Tensor | None = None, *args: Any, **
     if config.compile_config is None:
         kwargs["disable_compile"] = True
     try:
-        own: Any = type(self)  # its `generate` comes from a mixin that the annotation does not know
         return own.generate(self, inputs, *args, **kwargs)
     finally:
         GENERATION.reset(token)

@@ -20,7 +20,8 @@ from swaa.state import Adaptation
 def switched_off(model: nn.Module) -> Iterator[None]:
     """Let a model be the original one for a while: adaptation and PEFT adapters are off, bit for bit.
 
-    `with swaa.switched_off(model): model(ids)`. Not for several threads: all callers of the model see it.
+    `with swaa.switched_off(model): model(ids)`. Not for several threads: all callers of the model see it. One that is
+    adapted meanwhile keeps its new adaptation.
 
     Args:
         model: a model of transformers, adapted or not, PEFT-wrapped or not.
@@ -34,7 +35,8 @@ def switched_off(model: nn.Module) -> Iterator[None]:
         try:
             yield
         finally:
-            attach(model, state)
+            if adaptation(model) is None:
+                attach(model, state)
 
 
 @contextmanager
