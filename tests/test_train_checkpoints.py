@@ -63,6 +63,30 @@ def test_a_tenth_of_a_run_is_lost_at_most_and_one_checkpoint_more_lies_there(bas
     assert all(torch.equal(expected[name], found[name]) for name in expected)
 
 
+@pytest.mark.parametrize(
+    "options",
+    [{"max_steps": 5}, {"max_steps": 5, "save_steps": 2}, {"max_steps": 14}, {"epochs": 0.5}, {"epochs": 2.0}],
+    ids=["steps", "checkpoints", "second epoch", "half an epoch", "two epochs"],
+)
+def test_nothing_is_trained_after_a_kill_behind_the_last_checkpoint(base, tmp_path, options):
+    options, out = SLOW | options, tmp_path / "out"
+    whole = train(base, tmp_path / "whole", **options)
+
+    def kill(step, metrics):
+        if "train_runtime" in metrics:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        train(base, out, show=kill, **options)
+    found = train(base, out, **options)
+    assert found["steps"] == whole["steps"]
+    losses = [[line for line in record["log"] if "loss" in line] for record in (whole, found)]
+    assert losses[0] == losses[1]
+    assert checkpoints(out) == checkpoints(tmp_path / "whole")
+    expected, got = (weights(swaa.load(folder)) for folder in (tmp_path / "whole", out))
+    assert all(torch.equal(expected[name], got[name]) for name in expected)
+
+
 def test_checkpoints_that_were_asked_for_stay(base, tmp_path):
     train(base, tmp_path / "out", save_steps=5, **SLOW)
     assert checkpoints(tmp_path / "out") == [5, 10, 12]

@@ -118,6 +118,11 @@ class SwaaTrainer(Trainer):
                 logs |= {name: value / count for name, value in zip(("nll", "kl"), sums, strict=True)}
         super().log(logs, *args, **kwargs)
 
+    def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
+        # The Trainer asks after a step only whether that was the last one: going on from there, it would do another.
+        if self.state.global_step < self.state.max_steps:
+            super()._run_epoch(*args, **kwargs)
+
     @torch.no_grad()
     def _losses(self, model: Any) -> dict[str, float]:
         sums: list[Tensor] = []
