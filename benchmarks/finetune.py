@@ -95,8 +95,9 @@ def train(options):
     words += ["--targets", TARGETS[options.targets], "--rank", options.rank]
     words += ["--lr", options.lr, "--max-steps", options.steps, "--pack", options.pack, "--accumulate", options.rows]
     words += ["--save-steps", options.save_steps, "--log-steps", 20]
-    words += ["--eval-steps", options.eval_steps] if options.needles else []
-    words += ["--needles", options.needles, "--needle-length", options.longest // 2]
+    if options.needles:
+        words += ["--eval-steps", options.eval_steps]
+        words += ["--needles", options.needles, "--needle-length", options.longest // 2]
     words += ["--loss", options.loss, "--kl-weight", options.kl_weight]
     record = folder / "adapter" / "train.json"
     if record.exists() and "log" in json.loads(record.read_text()):

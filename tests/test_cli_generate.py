@@ -154,7 +154,7 @@ def test_generate_errors(folder, tmp_path):
     assert "No such file" in fail(*model, "--file", tmp_path / "absent")
     assert "needs a chat template" in fail(*model, "Hi", "--raw", "--system", "Be brief.")
     assert "--top-p: nothing is sampled at temperature 0" in fail(*model, "Hi", "--top-p", 0.5)
-    assert "--top-p and --seed: nothing" in fail(*model, "Hi", "--temperature", 0, "--top-p", 1, "--seed", 0)
+    assert "--top-p, --seed: nothing" in fail(*model, "Hi", "--temperature", 0, "--top-p", 1, "--seed", 0)
     assert "unknown device" in fail(*model, "Hi", "--device", "abacus")
     assert "layers 0 to 3, not [9]" in fail(*model, "Hi", "--window", 8, "--fa-decode-layers", "9")
 

@@ -67,7 +67,7 @@ def test_a_number_that_is_none_is_refused_at_once(refused):
     ],
 )
 def test_all_weights_have_no_options_of_lora(refused, more, named):
-    assert f"{named}: --full trains all weights, without LoRA: leave it out, or these" in refused("--full", *more)
+    assert f"{named}: --full trains all weights, without LoRA: drop --full, or leave " in refused("--full", *more)
 
 
 def test_targets_of_lora_are_named(refused):

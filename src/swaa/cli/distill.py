@@ -17,6 +17,7 @@ from swaa.cli.common import (
     warn,
 )
 from swaa.cli.progress import time_left
+from swaa.cli.unused import refuse_unused
 from swaa.models import DEFAULT_MODEL
 
 _ANSWERS, _FILTERS = "Answers", "Filters"
@@ -28,6 +29,7 @@ _REASONS = {
 
 
 def distill(
+    context: typer.Context,
     data: Annotated[
         str,
         typer.Option(
@@ -144,12 +146,18 @@ def distill(
 
     sampling = Sampling(samples, temperature, top_p, max_new_tokens, seed)
     passing = tuple(name for name in names(filters) if name != "none")
-    asked = {"--judge-model": judge_model, "--judge-url": judge_url, "--judge-votes": judge_votes != 1}
-    if "judge" not in passing and (unused := [name for name, value in asked.items() if value]):
-        raise ValueError(
-            f"{', '.join(unused)}: no judge is asked by --filters {filters}: add it, as in --filters length,judge, or "
-            f"leave {'it' if len(unused) == 1 else 'them'} out"
-        )
+    if "judge" not in passing:
+        reason = f"no judge is asked by --filters {filters}: add it, as in --filters length,judge"
+        refuse_unused(context, reason, "judge_model", "judge_url", "judge_votes")
+    if "length" not in passing:
+        refuse_unused(context, f"no length is looked at by --filters {filters}: add it", "min_tokens")
+    if temperature == 0:
+        refuse_unused(context, "nothing is drawn at temperature 0: use a higher one", "top_p", "seed")
+    if url is None:
+        refuse_unused(context, "there is no server to ask: name one by --url", "parallel")
+    else:
+        reason = "the server of --url answers, and not this process: drop --url"
+        refuse_unused(context, reason, "batch_size", "static_cache", "dtype", "device")
     judge = Judge(judge_model, judge_url, votes=judge_votes) if judge_model else None
     chosen = Filters(passing, min_tokens, judge)
     prompts = read_prompts(data)

@@ -23,6 +23,7 @@ from swaa.cli.common import (
     warn_of_length,
 )
 from swaa.cli.progress import time_left
+from swaa.cli.unused import refuse_unused
 from swaa.cli.wording import quantity
 from swaa.models import DEFAULT_MODEL
 
@@ -50,6 +51,7 @@ def _data(pairs: list[str]) -> dict[str, str]:
 
 
 def eval(
+    context: typer.Context,
     model: ModelOption = DEFAULT_MODEL,
     recipes: Annotated[
         str | None,
@@ -196,8 +198,8 @@ def eval(
     from swaa.runs.parallel import joined
     from swaa.runs.summary import overflows
 
-    if judge_model is None and judge_url is not None:
-        raise ValueError("--judge-url names an endpoint: name its model too, by --judge-model")
+    if judge_model is None:
+        refuse_unused(context, "there is no judge: name its model too, by --judge-model", "judge_url", "judge_votes")
     asked: Any = names(reasoning)
     settings = RunSettings(
         tasks=names(tasks),
@@ -213,8 +215,13 @@ def eval(
         data=_data(data or []),
         judge={"url": judge_url, "model": judge_model, "votes": judge_votes} if judge_model else None,
     )
-    for task in settings.tasks:
-        settings.task(task)
+    kinds = {settings.task(task).kind for task in settings.tasks}
+    if "retrieval" not in kinds:
+        refuse_unused(context, "no task looks for needles: add one, as in --tasks needle", "scoring")
+    if kinds == {"perplexity"}:
+        refuse_unused(context, "perplexity has no answers: add a task that has, as in --tasks needle", "reasoning")
+    if settings.reasoning == ("none",):
+        refuse_unused(context, "no reasoning is asked for: add it, as in --reasoning prompt", "reasoning_tokens")
     if judge_model is not None:
         check_judge(judge_model, settings.tasks)
     chosen = choose_recipes(

@@ -24,6 +24,7 @@ from swaa.cli.common import (
     warn,
 )
 from swaa.cli.prompting import encode_prompt, read_prompt
+from swaa.cli.unused import refuse_unused
 from swaa.cli.wording import short_form
 from swaa.config import SWAAConfig
 from swaa.models import DEFAULT_MODEL
@@ -34,6 +35,7 @@ def _limit(text: str | int) -> int | str:
 
 
 def generate(
+    context: typer.Context,
     prompt: Annotated[
         str | None,
         typer.Argument(metavar="PROMPT", help="The prompt, as in `swaa generate 'What is a sink token?'`."),
@@ -81,21 +83,18 @@ def generate(
         float, typer.Option(min=0.0, metavar="NUMBER", help="0 is greedy; `--temperature 0.7` samples.")
     ] = 0.0,
     top_p: Annotated[
-        float | None,
+        float,
         typer.Option(
             min=0.0,
             max=1.0,
             metavar="NUMBER",
-            help="Sample from the likeliest tokens of this total probability, as in `--temperature 1 --top-p 0.9`. "
-            "Default: all tokens.",
+            help="Sample from the likeliest tokens of this total probability, as in `--temperature 1 --top-p 0.9`.",
         ),
-    ] = None,
+    ] = 1.0,
     seed: Annotated[
-        int | None,
-        typer.Option(
-            min=0, metavar="NUMBER", help="Seed of the sampling, as in `--temperature 1 --seed 1`. Default: 0."
-        ),
-    ] = None,
+        int,
+        typer.Option(min=0, metavar="NUMBER", help="Seed of the sampling, as in `--temperature 1 --seed 1`."),
+    ] = 0,
     dtype: Annotated[
         str, typer.Option(metavar="NAME", help="Number format of the weights, as in `--dtype bfloat16`.")
     ] = "auto",
@@ -122,10 +121,8 @@ def generate(
 
     - `cat notes.txt | swaa generate --raw --max-new-tokens 64 --temperature 0.8 --seed 1`
     """
-    if not temperature and (unused := [f for f, x in (("--top-p", top_p), ("--seed", seed)) if x is not None]):
-        raise ValueError(
-            f"{' and '.join(unused)}: nothing is sampled at temperature 0: add --temperature 1, or leave the flag out"
-        )
+    if not temperature:
+        refuse_unused(context, "nothing is sampled at temperature 0: add --temperature 1", "top_p", "seed")
     text = read_prompt(prompt, file)
     from swaa.adapting import adapt, plan_layers
     from swaa.attaching import adaptation
@@ -164,13 +161,13 @@ def generate(
         )
     options: dict[str, Any] = {"do_sample": False, "temperature": None, "top_p": None, "top_k": None}
     if temperature:
-        options = {"do_sample": True, "temperature": temperature, "top_p": 1.0 if top_p is None else top_p, "top_k": 0}
+        options = {"do_sample": True, "temperature": temperature, "top_p": top_p, "top_k": 0}
     if prefill_chunk_size is not None:
         options["prefill_chunk_size"] = prefill_chunk_size
     if static_cache:
         options["cache_implementation"] = "static"
     with quiet_transformers():
-        timer = _generate(loaded, tokenizer, inputs, seed or 0, max_new_tokens=max_new_tokens, **options)
+        timer = _generate(loaded, tokenizer, inputs, seed, max_new_tokens=max_new_tokens, **options)
     recipe_text = f"recipe {chosen.name} ({short_form(chosen.config)})"
     state = adaptation(loaded)
     if state is not None and count <= state.original_up_to:

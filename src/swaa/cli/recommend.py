@@ -8,6 +8,7 @@ import typer
 
 from swaa.cli.common import ModelOption, notes, output, positive_tokens, warn
 from swaa.cli.progress import time_left
+from swaa.cli.unused import refuse_unused
 from swaa.cli.wording import quantity, short_form
 from swaa.models import DEFAULT_MODEL
 
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
 
 
 def recommend(
+    context: typer.Context,
     length: Annotated[
         Any,
         typer.Option(
@@ -81,6 +83,8 @@ def recommend(
     from swaa.recommend import calibrate as measure
     from swaa.recommend import recommend as choose
 
+    if not calibrate:
+        refuse_unused(context, "nothing is measured: add --calibrate", "samples", "dtype", "device")
     if goal not in GOALS:
         raise ValueError(f"--goal {goal!r}: use one of {', '.join(GOALS)}")
     if samples < 1:

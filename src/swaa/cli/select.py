@@ -27,11 +27,12 @@ from swaa.cli.common import (
     warn_of_length,
 )
 from swaa.cli.progress import time_left
+from swaa.cli.unused import refuse_unused
 from swaa.cli.wording import short_form
 from swaa.models import DEFAULT_MODEL
 
 _DATA, _CHECK, _POLICY = "Calibration data", "Check on held-out samples", "Policy search"
-_RECIPE, _BUDGET = "sinks-fa-decode", "4"
+_RECIPE = "sinks-fa-decode"
 
 
 def _budgets(text: str) -> tuple[int | float, ...]:
@@ -50,15 +51,16 @@ def _budgets(text: str) -> tuple[int | float, ...]:
 
 
 def select(
+    context: typer.Context,
     model: ModelOption = DEFAULT_MODEL,
     budget: Annotated[
-        str | None,
+        str,
         typer.Option(
             metavar="NUMBERS",
             help="Full layers, or heads: a number, a fraction such as `0.25`, or a list for a curve: "
-            "`--budget 1,2,4,8,15`. Default: 4.",
+            "`--budget 1,2,4,8,15`.",
         ),
-    ] = None,
+    ] = "4",
     unit: Annotated[
         str,
         typer.Option(
@@ -145,9 +147,8 @@ def select(
         ),
     ] = None,
     trials: Annotated[
-        int | None,
-        typer.Option(help="Recipes that are measured, as in `--trials 200`. Default: 40.", rich_help_panel=_POLICY),
-    ] = None,
+        int, typer.Option(help="Recipes that are measured, as in `--trials 200`.", rich_help_panel=_POLICY)
+    ] = 40,
     batch_size: Annotated[int, typer.Option(help="Prompts a pass, as in `--batch-size 16`; pays on a GPU.")] = 1,
     compiled: Annotated[
         bool,
@@ -204,23 +205,22 @@ def select(
         "dense_tail": dense_tail,
         "backend": backend,
     }
-    limits = PolicySettings(max_flops, max_kv, PolicySettings.trials if trials is None else trials)
-    if searching and (recipe is not None or any(value is not None for value in flags.values())):
-        raise ValueError("--method policy chooses the recipe itself: leave out --recipe and the adaptation's flags")
-    if searching and unit != "layers":
-        raise ValueError("--method policy chooses whole layers: leave out --unit")
-    if searching and budget is not None:
-        raise ValueError("--method policy chooses the number of layers too: limit it by --max-flops or --max-kv")
-    if not searching and trials is not None:
-        raise ValueError("--trials counts the recipes of a policy search: add --method policy, or leave it out")
-    if not searching and (max_flops is not None or max_kv is not None):
-        raise ValueError("--max-flops and --max-kv limit a policy search: add --method policy, or use --budget")
+    limits = PolicySettings(max_flops, max_kv, trials)
+    if searching:
+        refuse_unused(context, "--method policy chooses the recipe itself: name another method", "recipe", *flags)
+        refuse_unused(context, "--method policy chooses whole layers: name another method", "unit")
+        reason = "--method policy chooses the number of layers too: limit it by --max-flops or --max-kv"
+        refuse_unused(context, f"{reason}, name another method", "budget")
+    else:
+        refuse_unused(context, "no policy is searched: add --method policy", "max_flops", "max_kv", "trials")
+    if not test_samples:
+        refuse_unused(context, "--test-samples 0 measures nothing: use 1 or more", "tasks")
     if recipe is None and window is None:
         flags["window"] = max(length // 8, 1)
     chosen = resolve_recipe(recipe or _RECIPE, **flags)  # type: ignore[arg-type]  # of many types
     settings = SelectSettings(
         methods=("nll",) if searching else methods,
-        budgets=_budgets(_BUDGET if budget is None else budget),
+        budgets=_budgets(budget),
         calibration=Calibration(length, samples, seed, data),
         tasks=names(tasks),
         test_samples=test_samples,

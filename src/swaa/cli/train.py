@@ -4,6 +4,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+import typer
+
 from swaa.cli import training
 from swaa.cli.common import (
     BackendOption,
@@ -21,10 +23,12 @@ from swaa.cli.common import (
     resolve_recipe,
     warn,
 )
+from swaa.cli.unused import refuse_unused
 from swaa.models import DEFAULT_MODEL
 
 
 def train(
+    context: typer.Context,
     data: training.DataOption,
     output: training.OutputOption,
     model: ModelOption = DEFAULT_MODEL,
@@ -98,13 +102,16 @@ def train(
         raise ValueError(f"--dtype {dtype}: training computes in bfloat16 or float32")
     asked = {"rank": rank, "alpha": alpha, "rslora": rslora or None, "targets": targets}
     lora: dict[str, Any] = {name: value for name, value in asked.items() if value is not None}
-    if full and lora:
-        unused = ", ".join(f"--{name}" for name in lora)
-        raise ValueError(f"{unused}: --full trains all weights, without LoRA: leave it out, or these")
+    if full:
+        refuse_unused(context, "--full trains all weights, without LoRA: drop --full", *asked)
     if targets is not None:
         lora["targets"] = names(targets)
-    if eval_steps is not None and not (eval_data or needles):
-        raise ValueError("--eval-steps: there is nothing to evaluate on: add --eval-data or --needles, or leave it out")
+    if max_steps is not None:
+        refuse_unused(context, "--max-steps sets the end: drop --max-steps", "epochs")
+    if not needles:
+        refuse_unused(context, "there are no needles: add some, as in --needles 20", "needle_length")
+    if not (eval_data or needles):
+        refuse_unused(context, "there is nothing to evaluate on: add --eval-data or --needles", "eval_steps")
     settings = TrainSettings(
         lora=None if full else Lora(**lora),
         objective=Objective(loss, kl_weight, temperature),
