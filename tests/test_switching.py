@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from transformers import DynamicCache
+from transformers import DynamicCache, StaticCache
 
 import swaa
 from families import tiny_model
@@ -158,7 +158,8 @@ def test_a_wrong_limit(limit):
 
 def test_a_reset_cache_is_no_longer_the_originals():
     model = swaa.adapt(tiny_model(), CONFIG, original_up_to=20)
-    cache = DynamicCache(config=model.config)
+    # A growing cache keeps its length when reset, before transformers 5.18.
+    cache = StaticCache(config=model.config, max_cache_len=100)
     model.generate(IDS[:, :15], past_key_values=cache, **OPTIONS)
     cache.reset()
     first = model.generate(IDS, past_key_values=cache, **OPTIONS).sequences
