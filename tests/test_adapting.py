@@ -246,6 +246,12 @@ def test_wrong_calls_are_refused():
         model.model.layers[0](torch.randn(1, 5, 32), position_embeddings=(torch.ones(1, 5, 8), torch.zeros(1, 5, 8)))
     with pytest.raises(ValueError, match="no layer of this configuration has it"):
         swaa.adapt(model, OTHER)(IDS, dense_rows=flags)
+    swaa.adapt(model, CONFIG)
+    cache = model(IDS, dense_rows=flags, use_cache=True).past_key_values
+    with pytest.raises(ValueError, match=r"dense_rows with a cache.*pass prompt_length"):
+        model(IDS, dense_rows=flags, past_key_values=cache)
+    with pytest.raises(ValueError, match=r"guidance_scale without a cache.*leave out use_cache=False"):
+        model.generate(IDS, guidance_scale=1.5, use_cache=False, max_new_tokens=2)
 
 
 def test_a_cache_of_another_model_needs_its_prompt_length():
@@ -273,3 +279,22 @@ def test_another_attention_does_not_switch_the_adaptation_off_silently(adapted_l
     with pytest.raises(swaa.AdaptError, match=r"set to 'sdpa'.*call swaa.adapt again"):
         model(IDS)
     assert torch.equal(swaa.adapt(model, CONFIG)(IDS).logits, adapted_logits)
+
+
+MOE = {"num_experts": 4, "num_local_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16}
+GEMMA4 = {"global_head_dim": 16, "num_kv_shared_layers": 0, "hidden_size_per_layer_input": 0, "sliding_window": 16}
+GEMMA4 |= {"vocab_size_per_layer_input": 101, "layer_types": ["sliding_attention", "full_attention"] * 2}
+
+
+@pytest.mark.parametrize(("family", "changes"), [("gemma4_text", GEMMA4), ("minimax", MOE), ("afmoe", MOE)])
+def test_families_with_head_sizes_caches_or_layouts_of_their_own(family, changes):
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(AutoConfig.for_model(family, **(TINY | changes))).eval()
+    before, results = logits(model), []
+    for backend in ("eager", "sdpa"):
+        swaa.adapt(model, swaa.SWAAConfig(window=7, sinks=3, backend=backend))
+        results.append(logits(model))
+        assert model.generate(IDS, max_new_tokens=3, do_sample=False).shape[1] <= 53
+    torch.testing.assert_close(*results, atol=1e-5, rtol=1e-5)
+    assert not torch.allclose(results[0], before)
+    assert torch.equal(logits(swaa.restore(model)), before)

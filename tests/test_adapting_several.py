@@ -1,6 +1,8 @@
 """Several models at once, of one configuration object too: none learns of the adaptation of another."""
 
 import copy
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -100,3 +102,24 @@ def test_a_model_built_from_the_configuration_of_an_adapted_one(native):
     assert torch.equal(logits(swaa.restore(two)), plain)
     assert torch.equal(logits(one), expected)
     assert torch.equal(logits(swaa.restore(one)), plain)
+
+
+PICKLED = """
+import sys, torch
+model = torch.load(sys.argv[1], weights_only=False)
+ids = torch.load(sys.argv[2])
+tokens = [model.generate(ids, max_new_tokens=5, do_sample=False, **x) for x in ({}, {"prefill_chunk_size": 16})]
+torch.save([model(ids).logits, *tokens], sys.argv[3])
+"""
+
+
+def test_a_pickled_model_stays_adapted_in_another_process(tmp_path):
+    model = swaa.adapt(tiny_model(), CONFIG)
+    paths = [str(tmp_path / name) for name in ("model.pt", "ids.pt", "found.pt")]
+    torch.save(model, paths[0])
+    torch.save(IDS, paths[1])
+    subprocess.run([sys.executable, "-c", PICKLED, *paths], check=True)
+    found, tokens = torch.load(paths[2])[0], torch.load(paths[2])[1:]
+    assert torch.equal(found, logits(model))
+    expected = model.generate(IDS, max_new_tokens=5, do_sample=False)
+    assert all(torch.equal(one, expected) for one in tokens)

@@ -222,6 +222,26 @@ def test_a_dynamic_cache_takes_padding_inside_a_row():
     torch.testing.assert_close(*results, atol=1e-5, rtol=1e-5)
 
 
+@pytest.mark.parametrize("config", [SINKS, NAIVE, HEADS_TAIL], ids=["sinks", "naive", "heads"])
+def test_a_dynamic_cache_refuses_padding_that_was_none_before(config):
+    model = swaa.adapt(tiny_model(), config)
+    held = model(IDS[:, :50], use_cache=True).past_key_values
+    for tokens in (slice(40, 50), slice(0, 1) if config.sinks else slice(44, 46)):
+        mask = torch.ones(2, 51, dtype=torch.long)
+        mask[0, tokens] = 0
+        with pytest.raises(ReleasedError, match=r"takes other tokens.*release_kv=False"):
+            model(IDS[:, 50:51], past_key_values=copy.deepcopy(held), use_cache=True, attention_mask=mask)
+    # Padding of the past that no row can see any more changes nothing that is held.
+    mask = torch.ones(2, 51, dtype=torch.long)
+    mask[0, 20:30] = 0
+    results = []
+    for release in (True, False):
+        swaa.adapt(model, config.replace(release_kv=release))
+        cache = model(IDS[:, :50], use_cache=True).past_key_values
+        results.append(model(IDS[:, 50:51], past_key_values=cache, use_cache=True, attention_mask=mask).logits)
+    torch.testing.assert_close(*results, atol=1e-5, rtol=1e-5)
+
+
 def test_reset_starts_over():
     model = swaa.adapt(tiny_model(), SINKS)
     for cache in (DynamicCache(config=model.config), StaticCache(config=model.config, max_cache_len=100)):

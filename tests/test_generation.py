@@ -5,7 +5,7 @@ from itertools import product
 
 import pytest
 import torch
-from transformers import DynamicCache, GenerationConfig, StaticCache
+from transformers import DynamicCache, GenerationConfig, LogitsProcessorList, StaticCache
 
 import swaa
 from families import FAMILIES, reference, tiny_model
@@ -349,3 +349,20 @@ def test_what_a_given_configuration_leaves_open_is_the_models():
     adapted.generation_config.prompt_lookup_num_tokens = 4
     given = GenerationConfig(max_new_tokens=NEW, do_sample=False)
     assert torch.equal(adapted.generate(ids, generation_config=given), wanted)
+
+
+@pytest.mark.parametrize("own", [True, False])
+@pytest.mark.parametrize("used", [True, False])
+def test_what_a_processor_reads_meanwhile_is_a_prompt_of_its_own(own, used):
+    model, other = swaa.adapt(tiny_model(), CONFIGS["all"]), torch.randint(3, 101, (1, 70))
+    expected, seen = model(other, use_cache=False).logits, []
+
+    def read(ids, scores):
+        seen.append(model(other, use_cache=used).logits)
+        return scores
+
+    options = {"max_new_tokens": 4, "do_sample": False, "use_cache": own}
+    tokens = model.generate(other[:, :50], logits_processor=LogitsProcessorList([read]), **options)
+    assert len(seen) == 4
+    assert all(torch.equal(logits, expected) for logits in seen)
+    assert torch.equal(tokens, model.generate(other[:, :50], **options))

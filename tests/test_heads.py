@@ -269,3 +269,12 @@ def test_head_sizes_that_are_unknown_or_shared():
     config.kv_lora_rank = 16
     with pytest.raises(swaa.ConfigError, match="name whole layers in full_layers"):
         plan_layers(config, swaa.SWAAConfig(window=7, full_heads={0: [0]}))
+
+
+@pytest.mark.parametrize("release", [True, False])
+def test_autocast(release):
+    model = adapted(release_kv=release)
+    expected = model(IDS, use_cache=True).logits
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        found = model(IDS, use_cache=True).logits
+    assert (found - expected).abs().max() < 0.1 * expected.abs().max()

@@ -31,10 +31,10 @@ def adapt(model: ModelT, config: SWAAConfig, *, original_up_to: int | Literal["w
     Args:
         model: a causal language model of transformers, PEFT-wrapped, quantised or on several devices too.
         config: the adaptation.
-        original_up_to: `generate` leaves prompts of up to so many tokens (padding excluded, the longest of a batch
-            counts) to the original model: adaptation and PEFT adapters are off, and stay off for all that is generated
-            and for later turns on the same cache. "window": up to the window, where a prompt slides nowhere. Not for
-            several threads on one model: all of them see the original meanwhile.
+        original_up_to: `generate` leaves prompts of up to so many tokens (without the padding that `attention_mask`
+            names, the longest of a batch counts) to the original model: adaptation and PEFT adapters are off, and stay
+            off for all that is generated and for later turns on the same cache. "window": up to the window, where a
+            prompt slides nowhere. Not for several threads on one model: all of them see the original meanwhile.
 
     Returns:
         The same model.

@@ -1,7 +1,7 @@
 """Where an adaptation sits on a model: hooks, attention's name and `generate` are put on and taken off."""
 
 import copy
-import types
+from functools import partial
 from typing import Any
 
 from torch import nn
@@ -24,8 +24,8 @@ def attach(model: nn.Module, state: Adaptation) -> None:
         decoder.register_forward_hook(after_forward, with_kwargs=True, always_call=True),
     ]
     vars(decoder)["_swaa"] = state
-    # A bound method, so that a deep copy of the model generates with the copy.
-    vars(base)["generate"] = types.MethodType(state.generate, base)
+    # Bound, so that a copy of the model generates with the copy. A method would be pickled by its name, which is lost.
+    vars(base)["generate"] = partial(state.generate, base)
     # A plain dict: a dataclass makes save_pretrained fail.
     base.config.swaa = state.config.to_dict()
 

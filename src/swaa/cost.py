@@ -291,6 +291,6 @@ def attention_heads(config: Any) -> tuple[int, int, int] | None:
 
 
 def head_dim(model_config: Any) -> int:
-    """Return the head dim of a (text) model's attention; 128, the usual one, where the configuration does not tell."""
-    heads = attention_heads(model_config)
-    return heads[2] if heads else 128
+    """Return the largest head dim of a model's layers; 128, the usual one, where the configuration does not tell."""
+    known = [heads[2] for _, config in layer_kinds(model_config) if (heads := attention_heads(config))]
+    return max(known, default=128)

@@ -124,7 +124,7 @@ class _News:
         self.event: torch.cuda.Event | None = None
         self.tensors = list(tensors)
         if tensors[0].device.type == "cuda":
-            pinned = [torch.empty(x.shape, dtype=x.dtype, pin_memory=True) for x in tensors]
+            pinned = [torch.empty(x.shape, dtype=x.dtype, pin_memory=True, device="cpu") for x in tensors]
             self.tensors = [to.copy_(x, non_blocking=True) for to, x in zip(pinned, tensors, strict=True)]
             self.event = torch.cuda.Event()
             self.event.record()

@@ -5,6 +5,7 @@ transformers dispatches attention by name, so one registered function serves all
 
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -74,10 +75,6 @@ def attention(
         return attend(module, query, key, value, attention_mask, scaling=scaling, dropout=dropout, **kwargs)
     if foreign := [name for name in _FOREIGN_ARGUMENTS if kwargs.get(name) is not None]:
         raise AdaptError(f"{type(module).__name__} passes {foreign} to its attention, which no backend here knows")
-    if torch.is_autocast_enabled(query.device.type):
-        # RoPE leaves queries and keys in float32 where the weights are: to a kernel the three must be of one type.
-        kind = torch.get_autocast_dtype(query.device.type)
-        query, key, value = query.to(kind), key.to(kind), value.to(kind)
     geometry = swaa.geometry
     layers = swaa.cache.layers if swaa.cache is not None else []
     # The last ones may use the keys of others, without a place in the cache (in older versions of transformers always).
@@ -88,8 +85,14 @@ def attention(
         "softcap": softcap,
         "s_aux": s_aux,
     }
-    if isinstance(held, HeadsLayer):
-        return attend_by_heads(swaa.attend, query, held.groups(key, geometry), **options)
+    groups = held.groups(key, geometry) if isinstance(held, HeadsLayer) else []
+    if torch.is_autocast_enabled(query.device.type):
+        # RoPE leaves queries and keys in float32 where the weights are: to a kernel the three must be of one type.
+        kind = torch.get_autocast_dtype(query.device.type)
+        query, key, value = query.to(kind), key.to(kind), value.to(kind)
+        groups = [replace(group, key=group.key.to(kind), value=group.value.to(kind)) for group in groups]
+    if groups:
+        return attend_by_heads(swaa.attend, query, groups, **options)
     if isinstance(held, SinkWindowLayer | StaticSinkWindowLayer | SlotLayer):
         geometry = held.view(geometry)
     else:

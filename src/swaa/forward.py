@@ -9,7 +9,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import Cache, DynamicCache
+from transformers import Cache, DynamicCache, GenerationMixin
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from swaa.attention import backend
 from swaa.cache import announce, install, is_ours, stop_recording
@@ -17,6 +18,7 @@ from swaa.cache.naming import given_cache, put_cache, returned_cache
 from swaa.cache.slots import DecodeCache
 from swaa.config import LayerRule
 from swaa.cost import releases
+from swaa.dispatch import register
 from swaa.geometry import Geometry, build_geometry
 from swaa.state import GENERATION, Adaptation, AdaptError, Pass
 
@@ -49,6 +51,8 @@ def before_forward(decoder: nn.Module, args: tuple, kwargs: dict[str, Any]) -> t
             f"this adapted model's attention was set to {config._attn_implementation!r}, which would leave the "
             "adaptation out: call swaa.adapt again"
         )
+    if config._attn_implementation not in ALL_ATTENTION_FUNCTIONS:
+        register(state.native)  # the model was unpickled in another process
     cache = given_cache(kwargs)
     attend = backend(state.config.backend)
     if isinstance(cache, DecodeCache):
@@ -74,12 +78,12 @@ def before_forward(decoder: nn.Module, args: tuple, kwargs: dict[str, Any]) -> t
         )
     generation = GENERATION.get()
     prompt_end = None
-    if generation is not None and not (generation.adaptation is state and generation.is_of(cache)):
+    if generation is not None and not (generation.adaptation is state and generation.is_of(cache, past + rows)):
         generation = None
     if generation is not None:
         prompt_end, position_ids = generation.prompt_end, None
     elif dense_rows is not None:
-        _check_dense_rows(state, prompt_length)
+        _check_dense_rows(state, prompt_length, past)
     elif prompt_length is not None:
         prompt_end = _common_prompt_end(prompt_length, mask, past + rows)
     elif past:
@@ -136,8 +140,10 @@ def _hide_from_compiler(state: Adaptation, cache: Cache | None) -> None:
 
 def _makes_cache(decoder: Any, state: Adaptation, kwargs: dict[str, Any]) -> bool:
     """Tell whether the decoder would make a cache itself: then ours comes first, to be able to release."""
-    wanted = _uses_cache(decoder, kwargs)
-    return wanted and releases(decoder.config, state.config.release_kv) and not decoder.training
+    wanted = _uses_cache(decoder, kwargs) and not decoder.training
+    # Those with a cache of their own kind (MiniMax) take no other.
+    takes_ours = vars(GenerationMixin)["_supports_default_dynamic_cache"].__func__(type(decoder))
+    return wanted and takes_ours and releases(decoder.config, state.config.release_kv)
 
 
 def _uses_cache(decoder: Any, kwargs: dict[str, Any]) -> bool:
@@ -146,7 +152,7 @@ def _uses_cache(decoder: Any, kwargs: dict[str, Any]) -> bool:
     return bool(wanted) or given_cache(kwargs) is not None
 
 
-def _check_dense_rows(state: Adaptation, prompt_length: int | Tensor | None) -> None:
+def _check_dense_rows(state: Adaptation, prompt_length: int | Tensor | None, past: int) -> None:
     if prompt_length is not None:
         raise ValueError("give prompt_length or dense_rows, not both: each says which rows are generated")
     if not state.has_phases:
@@ -155,11 +161,16 @@ def _check_dense_rows(state: Adaptation, prompt_length: int | Tensor | None) -> 
             "this configuration has it (nor a dense tail, which ends where they begin): set fa_decode, or leave "
             "dense_rows out"
         )
+    if past and any(rule is not None and rule.dense_tail for rule in state.rules):
+        raise ValueError(
+            "dense_rows with a cache does not tell where the prompt ends, and so which rows are the dense tail: pass "
+            "prompt_length, the number of prompt tokens of each row, or the whole sequence without a cache"
+        )
 
 
 def _common_prompt_end(prompt_length: int | Tensor, mask: Tensor | None, columns: int) -> int | None:
     """Return the column where the prompts of all rows end, None if they end in different ones."""
-    lengths = torch.as_tensor(prompt_length).reshape(-1)
+    lengths = torch.as_tensor(prompt_length, device="cpu").reshape(-1)
     padding = 0 if mask is None else (columns - mask[:, :columns].bool().sum(-1)).to(lengths.device)
     ends = (lengths + padding).unique()
     return int(ends[0]) if len(ends) == 1 else None

@@ -27,6 +27,11 @@ def generate(self: PreTrainedModel, inputs: Tensor | None = None, *args: Any, **
     config.update(**unset | {key: value for key, value in kwargs.items() if key != "generation_config"})
     if config.token_healing:
         raise ConfigError("token_healing changes the prompt inside generate: heal the prompt first, or switch it off")
+    if state.has_phases and not config.use_cache and (config.guidance_scale or 1) != 1:
+        raise ConfigError(
+            "guidance_scale without a cache: where the other sequence's prompt ends is known by its cache alone, so "
+            "leave out use_cache=False"
+        )
     prompt = prompt_tokens(inputs, kwargs)
     # With a cache the new tokens may come alone, but the mask always covers the whole sequence.
     mask = kwargs.get("attention_mask")

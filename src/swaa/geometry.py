@@ -71,7 +71,7 @@ class Geometry:
         index = index.cpu()
         names = ("positions", "segments", "generated", "to_prompt_end")
         taken = {name: held[index] for name in names if (held := getattr(self, name)) is not None}
-        return replace(self, batch=len(torch.arange(self.batch)[index]), memo={}, **taken)
+        return replace(self, batch=len(torch.arange(self.batch, device="cpu")[index]), memo={}, **taken)
 
     def sink_columns(self, sinks: int, segments: Sequence[int] | None = None) -> Tensor:
         """Find the columns of the first tokens of each row: `[batch or 1, sinks]` int64.
@@ -83,8 +83,8 @@ class Geometry:
         A row with fewer tokens is filled up with the last column.
         """
         if self.positions is None or self.segments is None:
-            return torch.arange(sinks).clamp_(max=self.columns - 1)[None]
-        found = torch.full((self.batch, sinks), self.columns - 1)
+            return torch.arange(sinks, device="cpu").clamp_(max=self.columns - 1)[None]
+        found = torch.full((self.batch, sinks), self.columns - 1, device="cpu")
         for row in range(self.batch):
             segment = 0 if segments is None else segments[row]
             if segment >= 0:
@@ -119,7 +119,7 @@ class Geometry:
         """Return which query rows see everything on a layer: bool, `[rows]` or `[batch, rows]`."""
         if self.generated is None or self.to_prompt_end is None:
             start, stop = self.dense_interval(rule)
-            column = torch.arange(self.past, self.columns)
+            column = torch.arange(self.past, self.columns, device="cpu")
             return (column >= start) & (column < stop)
         tail = ~self.generated & (self.to_prompt_end <= rule.dense_tail)
         return tail | self.generated if rule.fa_decode else tail
@@ -168,7 +168,7 @@ def build_geometry(
     starts = _segment_starts(real, position_ids, batch, columns) if past == 0 else None
     lengths = None
     if prompt_length is not None:
-        lengths = torch.as_tensor(prompt_length).cpu().reshape(-1, 1)
+        lengths = torch.as_tensor(prompt_length, device="cpu").reshape(-1, 1)
         if lengths.is_floating_point() or lengths.shape[0] not in (1, batch) or bool((lengths < 0).any()):
             raise ValueError(f"prompt_length: give one length, or {batch} (one a row), 0 or more; got {prompt_length}")
     if real is None and starts is None and dense_rows is None and (lengths is None or len(lengths.unique()) == 1):
@@ -178,7 +178,7 @@ def build_geometry(
     if prompt_end is None:
         prompt_end = columns
     if real is None:
-        real = torch.ones(batch, columns, dtype=torch.bool)
+        real = torch.ones(batch, columns, dtype=torch.bool, device="cpu")
     if starts is None:
         starts = torch.zeros_like(real)
 
@@ -197,7 +197,7 @@ def build_geometry(
     elif lengths is not None:
         generated = position >= lengths
     else:
-        generated = (torch.arange(columns) >= prompt_end).expand(batch, -1)
+        generated = (torch.arange(columns, device="cpu") >= prompt_end).expand(batch, -1)
     generated = generated & real
 
     if lengths is not None:
@@ -226,9 +226,9 @@ def _segment_starts(real: Tensor | None, position_ids: Tensor | None, batch: int
         restart = positions.diff(dim=-1) != 1
         if not bool(restart.any()):
             return None
-        return torch.cat([torch.zeros(batch, 1, dtype=torch.bool), restart], dim=-1)
+        return torch.cat([torch.zeros(batch, 1, dtype=torch.bool, device="cpu"), restart], dim=-1)
     # Compare each real token with the real token before it, whatever padding lies between.
-    starts = torch.zeros(batch, columns, dtype=torch.bool)
+    starts = torch.zeros(batch, columns, dtype=torch.bool, device="cpu")
     for row in range(batch):
         column = real[row].nonzero()[:, 0]
         restart = positions[row, column].diff() != 1
@@ -246,7 +246,7 @@ def _prompt_end_rank(rank: Tensor, segment: Tensor, real: Tensor, generated: Ten
         generated: `[batch, columns]` bool.
         beyond: prompt tokens after the last column that are still to come (chunked prefill).
     """
-    never = torch.full((len(rank), 1), torch.iinfo(torch.long).max)
+    never = torch.full((len(rank), 1), torch.iinfo(torch.long).max, device="cpu")
     next_segment = torch.zeros_like(real)
     next_segment[:, 1:] = real[:, 1:] & (segment.diff(dim=-1) != 0)
     ends = torch.where((generated | next_segment) & real, rank, never)

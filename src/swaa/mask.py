@@ -36,7 +36,7 @@ def oracle_mask(geometry: Geometry, rule: LayerRule) -> Tensor:
     """
     dense = geometry.dense_rows(rule)
     if geometry.positions is None or geometry.segments is None:
-        column = torch.arange(geometry.columns)
+        column = torch.arange(geometry.columns, device="cpu")
         return visible(column[geometry.past :, None], column, dense[:, None], window=rule.window, sinks=rule.sinks)[
             None
         ]

@@ -74,15 +74,23 @@ class Generation:
     prompt_end: int
     drafts: bool
     cache: Cache | None = None
+    columns: int | None = None
 
-    def is_of(self, cache: Cache | None) -> bool:
-        """Tell whether a pass is of the generated sequence, whose cache comes first.
+    def is_of(self, cache: Cache | None, columns: int) -> bool:
+        """Tell whether a pass is of the generated sequence, whose prompt comes first.
 
         Logits processors may read others in between, as guidance without the prompt does.
+
+        Args:
+            cache: of the pass.
+            columns: tokens of the sequence after it; without a cache all of them come again, and one more.
         """
-        if self.cache is None:
+        if self.columns is None:
             self.cache = cache
-        return cache is None or cache is self.cache
+        elif cache is not self.cache or (cache is None and columns != self.columns + 1):
+            return False
+        self.columns = columns
+        return True
 
 
 GENERATION: ContextVar["Generation | None"] = ContextVar("swaa_generation", default=None)

@@ -66,14 +66,14 @@ def block_mask(geometry: Geometry, rule: LayerRule, block: Block) -> Tensor | No
     """
     if block.causal:
         return None
-    window = torch.arange(block.low, block.high)
+    window = torch.arange(block.low, block.high, device="cpu")
     if geometry.positions is None or geometry.segments is None:
         if block.stop - block.start == 1:
             return None
         start, stop = geometry.dense_interval(rule)
-        query = torch.arange(geometry.past + block.start, geometry.past + block.stop)[:, None]
+        query = torch.arange(geometry.past + block.start, geometry.past + block.stop, device="cpu")[:, None]
         assert isinstance(block.sinks, int)
-        key = torch.cat([torch.arange(block.sinks), window])
+        key = torch.cat([torch.arange(block.sinks, device="cpu"), window])
         dense = (query >= start) & (query < stop)
         return visible(query, key, dense, window=rule.window, sinks=rule.sinks)[None, None]
     dense = geometry.dense_rows(rule)[:, block.start : block.stop, None]

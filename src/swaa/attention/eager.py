@@ -69,7 +69,8 @@ def eager_attention(
     output, weights = masked_softmax_attention(
         query, key, value, mask, scaling=scaling, dropout=dropout, softcap=softcap, s_aux=s_aux
     )
-    return output.transpose(1, 2), weights
+    # Some families view the result as it lies in memory.
+    return output.transpose(1, 2).contiguous(), weights
 
 
 def _held_mask(geometry: Geometry, rule: LayerRule) -> Tensor:

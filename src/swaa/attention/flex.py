@@ -169,8 +169,8 @@ def _block_mask(geometry: Geometry, rule: LayerRule, device: torch.device) -> Bl
 def _build(geometry: Geometry, rule: LayerRule, device: torch.device) -> BlockMask:
     if geometry.key_mask is not None:
         keys = geometry.key_mask.shape[-1]
-        ranges = torch.tensor([[[0, 0, 0, 0, 0, keys]]])
-        zero = torch.zeros(1, 1, dtype=torch.int32)
+        ranges = torch.tensor([[[0, 0, 0, 0, 0, keys]]], device="cpu")
+        zero = torch.zeros(1, 1, dtype=torch.int32, device="cpu")
         ranks: Ranks | None = Ranks(zero, zero, zero + 1, torch.where(geometry.key_mask, 0, -1).int())
     else:
         keys = geometry.keys
@@ -210,7 +210,7 @@ def _matrix(
     order = owner.argsort(stable=True)
     owner, block = owner[order], lists.block[chosen][order]
     counts = torch.bincount(owner, minlength=batch * tiles)
-    place = torch.arange(len(owner)) - (counts.cumsum(0) - counts)[owner]
+    place = torch.arange(len(owner), device="cpu") - (counts.cumsum(0) - counts)[owner]
     # FlexAttention wants the full width, which only matters beyond a million tokens.
     # It is made where it is used: over a long prompt most of it is empty, and only the pairs need to travel.
     indices = torch.zeros(batch * tiles, blocks, dtype=torch.int32, device=device)
@@ -248,7 +248,7 @@ def _plain_mask(geometry: Geometry, rule: LayerRule, device: torch.device) -> Ca
     numbers = geometry.past, geometry.slots, geometry.released, *dense_columns(geometry, rule), window, rule.sinks
     # Nor do they take a captured tensor of unknown size: a fixed one serves all usual batches.
     width = max(_BATCH, 1 << (geometry.batch - 1).bit_length())
-    limits = torch.tensor(numbers, dtype=torch.int32)[:, None].repeat(1, width).to(device).unbind(0)
+    limits = torch.tensor(numbers, dtype=torch.int32, device="cpu")[:, None].repeat(1, width).to(device).unbind(0)
     for tensor in limits:
         torch._dynamo.mark_static(tensor)
     past, slots, released, dense_start, dense_stop, windows, sinks = limits

@@ -114,8 +114,8 @@ class Items:
         full = torch.bincount(owner[lists.full], minlength=geometry.batch * blocks)
         most = max(_LONG_ITEM, 2 * int(counts.median()))
         pieces = torch.clamp((counts + most - 1) // most, min=1)
-        which = torch.repeat_interleave(torch.arange(len(counts)), pieces)
-        piece = torch.arange(len(which)) - (pieces.cumsum(0) - pieces)[which]
+        which = torch.repeat_interleave(torch.arange(len(counts), device="cpu"), pieces)
+        piece = torch.arange(len(which), device="cpu") - (pieces.cumsum(0) - pieces)[which]
         begin = (counts.cumsum(0) - counts)[which]
         first = begin + piece * most
         end = torch.minimum(first + most, begin + counts[which])

@@ -119,7 +119,7 @@ class _Columns:
         if id(columns) not in self._gathered:
             if released := self.geometry.released:
                 held = columns - released + self.geometry.slots
-                columns_held = torch.where(columns < released, torch.arange(columns.shape[1]), held)
+                columns_held = torch.where(columns < released, torch.arange(columns.shape[1], device="cpu"), held)
             else:
                 columns_held = columns
             index = columns_held.to(self.tensor.device)[:, None, :, None]

@@ -49,8 +49,8 @@ def visible_ranks(query: Tensor, start: Tensor, dense: Tensor, key: Tensor, rule
 
 def plain_ranks(geometry: Geometry, rule: LayerRule) -> Ranks:
     """Write out the ranks of a pass without padding or segments, where kernels compute them: rank is column."""
-    column = torch.arange(geometry.past, geometry.columns)[None]
-    keys = torch.arange(geometry.keys)
+    column = torch.arange(geometry.past, geometry.columns, device="cpu")[None]
+    keys = torch.arange(geometry.keys, device="cpu")
     key = torch.where(keys < geometry.slots, keys, keys - geometry.slots + geometry.released)[None]
     first, stop = dense_columns(geometry, rule)
     dense = (column >= first) & (column < stop)
@@ -110,7 +110,7 @@ def tile_ranges(geometry: Geometry, rule: LayerRule, ranks: Ranks | None, size: 
 
 
 def _plain_ranges(geometry: Geometry, rule: LayerRule, size: int) -> tuple[Tensor, ...]:
-    first = torch.arange(geometry.past, geometry.columns, size)
+    first = torch.arange(geometry.past, geometry.columns, size, device="cpu")
     last = (first + size).clamp_(max=geometry.columns) - 1
     dense_start, dense_stop = dense_columns(geometry, rule)
     some_dense = (last >= dense_start) & (first < dense_stop)
@@ -128,8 +128,8 @@ def _padded_ranges(geometry: Geometry, rule: LayerRule, ranks: Ranks, size: int)
     real = geometry.segments >= 0
     before = torch.nn.functional.pad(real.long().cumsum(-1), (1, 0))
     # Column of each rank; ranks that do not exist point at the last column.
-    column_of = torch.full((batch, columns + 1), columns - 1)
-    own = torch.arange(columns).expand(batch, -1)
+    column_of = torch.full((batch, columns + 1), columns - 1, device="cpu")
+    own = torch.arange(columns, device="cpu").expand(batch, -1)
     column_of.scatter_(1, torch.where(real, before[:, :-1], columns), own)
     query, start = ranks.query.long(), ranks.start.long()
     window = NO_WINDOW if rule.window is None else rule.window
@@ -197,8 +197,8 @@ def block_lists(ranges: Tensor, size: int, *, full_sinks: bool) -> BlockLists:
     overlap = torch.where(has_sinks & (rest > 0), (first + sinks - begin).clamp(min=0), 0)
     begin, rest = begin + overlap, rest - overlap
     count = (sinks + rest).flatten()
-    owner = torch.repeat_interleave(torch.arange(len(count)), count)
-    step = torch.arange(len(owner)) - (count.cumsum(0) - count)[owner]
+    owner = torch.repeat_interleave(torch.arange(len(count), device="cpu"), count)
+    step = torch.arange(len(owner), device="cpu") - (count.cumsum(0) - count)[owner]
 
     def of(x: Tensor) -> Tensor:
         return x.flatten()[owner]

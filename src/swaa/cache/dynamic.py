@@ -57,6 +57,11 @@ class SinkWindowLayer(DynamicLayer):
                 f"a dense tail sees every key, but this cache has released the tokens up to {self.released}: give the "
                 f"whole prompt on an empty cache, or {KEEP}"
             )
+        if self.released and self._lacks_keys_of(geometry):
+            raise ReleasedError(
+                "this pass takes other tokens of the cache for padding than those before it did, and so sees tokens "
+                f"that were released: pass the attention_mask of before, with ones for what came since, or {KEEP}"
+            )
         # Without what the backends noted there, which would live as long as the cache.
         self.geometry = replace(geometry, memo={})
         self._keep_all = bool(self.rule.dense_tail) and not prompt_complete
@@ -122,7 +127,7 @@ class SinkWindowLayer(DynamicLayer):
         """Repeat each row of the batch."""
         super().batch_repeat_interleave(repeats)
         if self.geometry is not None:
-            self._take_rows(torch.arange(self.geometry.batch).repeat_interleave(repeats))
+            self._take_rows(torch.arange(self.geometry.batch, device="cpu").repeat_interleave(repeats))
 
     def batch_select_indices(self, indices: Tensor) -> None:
         """Keep some rows of the batch."""
@@ -138,6 +143,25 @@ class SinkWindowLayer(DynamicLayer):
     def get_seq_length(self) -> int:
         """Return the number of tokens seen, released ones included."""
         return self.seen
+
+    def _lacks_keys_of(self, geometry: Geometry) -> bool:
+        """Tell whether a pass that finds other padding in the cache sees what was released."""
+        assert self.geometry is not None
+        assert self.rule.window is not None
+        passes = (self.geometry, geometry)
+        if all(x.segments is None for x in passes):
+            return False
+        real = [
+            torch.ones(x.batch, self.seen, dtype=torch.bool, device="cpu")
+            if x.segments is None
+            else x.segments[:, : self.seen] >= 0
+            for x in passes
+        ]
+        if torch.equal(*real):
+            return False
+        held, wanted = (x.sink_columns(self.rule.sinks) for x in passes)
+        moved = (wanted != held) & (wanted < self.released)
+        return bool(moved.any()) or geometry.first_needed(self.rule.window, self.seen) < self.released
 
     def _take_rows(self, index: Tensor) -> None:
         # Where the padding of these rows lies decides what a `crop` that follows may release.
@@ -155,7 +179,7 @@ class SinkWindowLayer(DynamicLayer):
             sinks = self.geometry.sink_columns(self.rule.sinks)
             # Slots filled before stay; a sink among the columns that go now moves to its slot.
             held = sinks - self.released + self.slots
-            index = torch.where(sinks < self.released, torch.arange(self.rule.sinks), held).clamp_(
+            index = torch.where(sinks < self.released, torch.arange(self.rule.sinks, device="cpu"), held).clamp_(
                 max=self.keys.shape[2] - 1
             )
             self.keys = _sinks_and_tail(self.keys, index, start - self.released + self.slots)

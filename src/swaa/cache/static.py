@@ -133,10 +133,10 @@ class StaticSinkWindowLayer(StaticLayer):
         sinks = self.geometry.sink_columns(self.rule.sinks)
         fresh = (sinks >= self.seen) & (sinks < self.geometry.columns)
         if self.geometry.positions is not None and self.geometry.segments is not None:
-            real = self.geometry.positions.gather(1, sinks) == torch.arange(self.rule.sinks)
+            real = self.geometry.positions.gather(1, sinks) == torch.arange(self.rule.sinks, device="cpu")
             fresh &= real & (self.geometry.segments.gather(1, sinks) >= 0)
         else:
-            fresh &= torch.arange(self.rule.sinks) < self.geometry.columns
+            fresh &= torch.arange(self.rule.sinks, device="cpu") < self.geometry.columns
         if not bool(fresh.any()):
             return
         index = (sinks - self.seen).clamp_(0, key_states.shape[2] - 1)
