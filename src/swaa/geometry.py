@@ -68,6 +68,8 @@ class Geometry:
 
     def take_rows(self, index: Tensor) -> "Geometry":
         """Return the geometry of other rows of the batch: `index` as in `tensor[index]`, integers or a mask."""
+        if self.positions is None and index.dtype != torch.bool:
+            return replace(self, batch=len(index), memo={})  # without waiting for a device: beams move in every step
         index = index.cpu()
         names = ("positions", "segments", "generated", "to_prompt_end")
         taken = {name: held[index] for name in names if (held := getattr(self, name)) is not None}
