@@ -39,7 +39,7 @@ class Geometry:
             row, and counts only while that sink's column is below `released`.
         key_mask: `[batch or 1, keys]` bool, for one query row over keys in any order: the visible ones.
         key_stop: with `key_mask`: `[1]` integer on the keys' device, the keys from this one on are unused room.
-        memo: what a backend has worked out for this pass, so that the layers share it.
+        memo: what was worked out for this pass, so that the layers share it.
     """
 
     batch: int
@@ -86,7 +86,10 @@ class Geometry:
         """
         if self.positions is None or self.segments is None:
             return torch.arange(sinks, device="cpu").clamp_(max=self.columns - 1)[None]
-        found = torch.full((self.batch, sinks), self.columns - 1, device="cpu")
+        key = ("sinks", sinks, segments and tuple(segments))
+        if key in self.memo:
+            return self.memo[key]
+        found = self.memo[key] = torch.full((self.batch, sinks), self.columns - 1, device="cpu")
         for row in range(self.batch):
             segment = 0 if segments is None else segments[row]
             if segment >= 0:
@@ -103,6 +106,9 @@ class Geometry:
         columns = self.columns if columns is None else columns
         if self.positions is None or self.segments is None:
             return max(columns - window + 1, 0)
+        key = ("first needed", window, columns)
+        if key in self.memo:
+            return self.memo[key]
         first = columns
         for positions, segments in zip(self.positions[:, :columns], self.segments[:, :columns], strict=True):
             real = (segments >= 0).nonzero()[:, 0]
@@ -110,6 +116,7 @@ class Geometry:
                 last = real[-1]
                 seen = (segments == segments[last]) & (positions > positions[last] + 1 - window)
                 first = min(first, int(seen.int().argmax()) if bool(seen.any()) else columns)
+        self.memo[key] = first
         return first
 
     def dense_interval(self, rule: LayerRule) -> tuple[int, int]:

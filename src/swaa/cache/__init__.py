@@ -71,6 +71,8 @@ def announce(cache: Cache, rules: tuple[LayerRule | None, ...], geometry: Geomet
     Raises:
         ReleasedError: the cache was filled under other rules, or the pass needs what was released.
     """
+    # Without what the backends note there, which would live as long as the cache.
+    held = replace(geometry, memo={})
     for layer, rule in zip(cache.layers, rules, strict=False):
         if isinstance(layer, SinkWindowLayer | StaticSinkWindowLayer | HeadsLayer):
             if layer.rule != rule:
@@ -78,7 +80,7 @@ def announce(cache: Cache, rules: tuple[LayerRule | None, ...], geometry: Geomet
                     f"the cache was filled under another adaptation ({layer.rule}) and has released what this one "
                     f"({rule}) may see: start with an empty cache"
                 )
-            layer.announce(geometry, prompt_complete=prompt_complete)
+            layer.announce(held, prompt_complete=prompt_complete)
 
 
 def is_ours(cache: Cache) -> bool:

@@ -1,6 +1,5 @@
 """The growing cache layer that forgets."""
 
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -46,7 +45,7 @@ class SinkWindowLayer(DynamicLayer):
         """Take note of the pass that comes.
 
         Args:
-            geometry: the pass.
+            geometry: the pass; it is kept, and whatever is noted in it.
             prompt_complete: the prompt ends in this pass or before; a dense tail needs every key until then.
 
         Raises:
@@ -62,8 +61,7 @@ class SinkWindowLayer(DynamicLayer):
                 "this pass takes other tokens of the cache for padding than those before it did, and so sees tokens "
                 f"that were released: pass the attention_mask of before, with ones for what came since, or {KEEP}"
             )
-        # Without what the backends noted there, which would live as long as the cache.
-        self.geometry = replace(geometry, memo={})
+        self.geometry = geometry
         self._keep_all = bool(self.rule.dense_tail) and not prompt_complete
 
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:

@@ -54,7 +54,7 @@ class StaticSinkWindowLayer(StaticLayer):
         # A left-padded row steps from padding (-1) to its tokens (0) and never back.
         if geometry.segments is not None and bool((geometry.segments.diff(dim=-1) < 0).any()):
             raise ReleasedError(f"a static cache that releases takes padding at the left only: pad left, or {KEEP}")
-        self.geometry = replace(geometry, memo={})
+        self.geometry = geometry
 
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
         """Write tokens in place; return what the rows of this pass may see."""
