@@ -48,6 +48,13 @@ def serve():
         yield start
 
 
+@pytest.fixture
+def no_gradients(request):
+    """Except in tests that say "gradients"."""
+    with torch.set_grad_enabled("gradients" in request.node.name):
+        yield
+
+
 @pytest.fixture(autouse=True)
 def seeded():
     torch.manual_seed(0)

@@ -20,15 +20,10 @@ import swaa
 from families import HALF_NATIVE, TINY, tiny_model
 from swaa.adapting import plan_layers
 
+pytestmark = pytest.mark.usefixtures("no_gradients")
 CONFIG = swaa.SWAAConfig(window=7, sinks=3, full_layers=[1], fa_decode=True, dense_tail=2)
 OTHER = swaa.SWAAConfig(window=3)
 IDS = torch.randint(3, 101, (1, 50), generator=torch.Generator().manual_seed(0))
-
-
-@pytest.fixture(autouse=True)
-def no_gradients():
-    with torch.no_grad():
-        yield
 
 
 def logits(model):

@@ -11,42 +11,34 @@ from transformers import AutoModelForCausalLM, Gemma3Config, Gemma3ForConditiona
 import swaa
 from families import HALF_NATIVE, TINY, tiny_model
 
+pytestmark = pytest.mark.usefixtures("no_gradients")
 CONFIG = swaa.SWAAConfig(window=7, sinks=3, full_layers=[1], fa_decode=True, dense_tail=2)
 OTHER = swaa.SWAAConfig(window=3)
 IDS = torch.randint(3, 101, (1, 50), generator=torch.Generator().manual_seed(0))
-
-
-@pytest.fixture(autouse=True)
-def no_gradients():
-    with torch.no_grad():
-        yield
 
 
 def logits(model):
     return model(input_ids=IDS).logits
 
 
-@pytest.fixture
-def adapted_logits():
-    return logits(swaa.adapt(tiny_model(), CONFIG))
-
-
-def test_two_models_do_not_disturb_each_other(adapted_logits):
+def test_two_models_do_not_disturb_each_other():
+    expected = logits(swaa.adapt(tiny_model(), CONFIG))
     one, two, plain = swaa.adapt(tiny_model(), CONFIG), swaa.adapt(tiny_model(), OTHER), tiny_model()
     other = logits(two)
-    assert torch.equal(logits(one), adapted_logits)
+    assert torch.equal(logits(one), expected)
     swaa.restore(one)
     assert torch.equal(logits(two), other)
     assert torch.equal(logits(one), logits(plain))
 
 
-def test_a_deep_copy_is_a_model_of_its_own(adapted_logits):
+def test_a_deep_copy_is_a_model_of_its_own():
+    expected = logits(swaa.adapt(tiny_model(), CONFIG))
     model = swaa.adapt(tiny_model(), CONFIG)
     other = copy.deepcopy(model)
     swaa.restore(model)
     for parameter in model.parameters():
         parameter.zero_()
-    assert torch.equal(logits(other), adapted_logits)
+    assert torch.equal(logits(other), expected)
     expected = swaa.adapt(tiny_model(), CONFIG).generate(IDS, max_new_tokens=5, do_sample=False)
     assert torch.equal(other.generate(IDS, max_new_tokens=5, do_sample=False), expected)
 

@@ -17,6 +17,7 @@ from swaa.cache.naming import given_cache
 from swaa.cost import kept_tokens, kv_bytes
 from swaa.evaluate import cache_bytes
 
+pytestmark = pytest.mark.usefixtures("no_gradients")
 NAIVE = swaa.SWAAConfig(window=7)
 SINKS = swaa.SWAAConfig(window=7, sinks=3)
 TAIL = swaa.SWAAConfig(window=7, sinks=3, dense_tail=5)
@@ -30,12 +31,6 @@ CONFIGS |= {"heads": HEADS, "heads and tail": HEADS_TAIL}
 FORGETTING = SinkWindowLayer | StaticSinkWindowLayer | HeadsLayer
 IDS = torch.randint(3, 101, (2, 60), generator=torch.Generator().manual_seed(0))
 LAYER_BYTES = 2 * 2 * 8 * 4  # keys and values, 2 KV heads, head dim 8, float32
-
-
-@pytest.fixture(autouse=True)
-def no_gradients():
-    with torch.no_grad():
-        yield
 
 
 @pytest.fixture(params=CONFIGS, ids=lambda name: name.replace(" ", "_"))

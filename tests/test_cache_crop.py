@@ -10,6 +10,7 @@ import swaa
 from families import tiny_model
 from swaa.cache import ReleasedError
 
+pytestmark = pytest.mark.usefixtures("no_gradients")
 SINKS = swaa.SWAAConfig(window=7, sinks=3)
 HEADS = swaa.SWAAConfig(window=7, sinks=3, full_heads={1: [0], 3: [1]})
 IDS = torch.randint(3, 101, (2, 60), generator=torch.Generator().manual_seed(0))
@@ -20,12 +21,6 @@ ROWS = {
     "masked": (lambda cache: cache.batch_select_indices(torch.tensor([False, True])), [1]),
     "repeated": (lambda cache: cache.batch_repeat_interleave(2), [0, 0, 1, 1]),
 }
-
-
-@pytest.fixture(autouse=True)
-def no_gradients():
-    with torch.no_grad():
-        yield
 
 
 def test_crop():

@@ -10,6 +10,7 @@ from transformers import DynamicCache, GenerationConfig, LogitsProcessorList, St
 import swaa
 from families import FAMILIES, reference, tiny_model
 
+pytestmark = pytest.mark.usefixtures("no_gradients")
 CONFIGS = {
     "naive": swaa.SWAAConfig(window=7),
     "sinks": swaa.SWAAConfig(window=5, sinks=3),
@@ -24,12 +25,6 @@ CONFIGS = {
 }
 PROMPT = 50
 NEW = 12
-
-
-@pytest.fixture(autouse=True)
-def no_gradients(request):
-    with torch.set_grad_enabled("gradients" in request.node.name):
-        yield
 
 
 def prompt(batch=1, length=PROMPT, seed=0):

@@ -23,17 +23,12 @@ from swaa.geometry import build_geometry
 from swaa.mask import oracle_head_masks
 from test_gemv import counting
 
+pytestmark = pytest.mark.usefixtures("no_gradients")
 CONFIG = swaa.SWAAConfig(window=7, sinks=3, full_layers=[2], full_heads={0: [1], 3: [0, 2, 3]})
 GQA = {"num_attention_heads": 8, "num_key_value_heads": 4}
 IDS = torch.randint(3, 101, (2, 60), generator=torch.Generator().manual_seed(0))
 OPTIONS = {"max_new_tokens": 12, "do_sample": False}
 HEAD_BYTES = 2 * 8 * 4  # keys and values, head dim 8, float32
-
-
-@pytest.fixture(autouse=True)
-def no_gradients(request):
-    with torch.set_grad_enabled("gradients" in request.node.name):
-        yield
 
 
 def adapted(config=CONFIG, **changes):

@@ -45,7 +45,6 @@ def plan_blocks(geometry: Geometry, rule: LayerRule, size: int, *, causal_blocks
     if geometry.positions is None and geometry.past == 0 and causal_blocks:
         plain = geometry.rows if rule.window is None else min(geometry.rows, rule.window + rule.sinks)
     blocks = [Block(0, plain, 0, plain, causal=True)] if plain else []
-    sinks_of_segments: dict[tuple[int, ...], Tensor] = {}
     for start, stop, dense in _runs(geometry, rule, plain, size):
         high = geometry.past + stop
         if dense:
@@ -55,7 +54,7 @@ def plan_blocks(geometry: Geometry, rule: LayerRule, size: int, *, causal_blocks
             low = max(geometry.past + start - rule.window + 1, 0)
             blocks.append(Block(start, stop, low, high, sinks=min(rule.sinks, low)))
         else:
-            blocks.append(_padded_block(geometry, rule, start, stop, sinks_of_segments))
+            blocks.append(_padded_block(geometry, rule, start, stop))
     return blocks
 
 
@@ -105,9 +104,7 @@ def _runs(geometry: Geometry, rule: LayerRule, first: int, size: int) -> list[tu
     ]
 
 
-def _padded_block(
-    geometry: Geometry, rule: LayerRule, start: int, stop: int, sinks_of_segments: dict[tuple[int, ...], Tensor]
-) -> Block:
+def _padded_block(geometry: Geometry, rule: LayerRule, start: int, stop: int) -> Block:
     """Plan a sliding block of a pass with padding or segments: its range must suit every row of the batch."""
     assert geometry.positions is not None
     assert geometry.segments is not None
@@ -126,7 +123,5 @@ def _padded_block(
         low = min(low, int(seen.int().argmax()))
         first_segments.append(segment)
     # Only the segment of a row's first token can begin before `low`: the sinks of later ones lie in [low, high).
-    key = tuple(first_segments)
-    if rule.sinks and key not in sinks_of_segments:
-        sinks_of_segments[key] = geometry.sink_columns(rule.sinks, first_segments)
-    return Block(start, stop, low, high, sinks=sinks_of_segments[key] if rule.sinks else 0)
+    sinks = geometry.sink_columns(rule.sinks, first_segments) if rule.sinks else 0
+    return Block(start, stop, low, high, sinks=sinks)

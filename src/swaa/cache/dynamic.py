@@ -116,9 +116,9 @@ class SinkWindowLayer(DynamicLayer):
         """Keep everything that comes until the next `crop`."""
         self.record_past = True
 
-    def reorder_cache(self, beam_idx: Tensor) -> None:
+    def reorder_cache(self, beam_idx: torch.LongTensor) -> None:
         """Take other rows of the batch: beam search."""
-        super().reorder_cache(beam_idx)  # type: ignore[arg-type]  # a LongTensor there
+        super().reorder_cache(beam_idx)
         self._take_rows(beam_idx)
 
     def batch_repeat_interleave(self, repeats: int) -> None:

@@ -1,5 +1,6 @@
 """What the metadata builders of all backends do alike: for each rule, once a step, they work out what its layers do."""
 
+from abc import ABC, abstractmethod
 from typing import Any
 
 from vllm.v1.attention.backend import AttentionCGSupport
@@ -10,7 +11,7 @@ from swaa.vllm.rules import layer_rules
 from swaa.vllm.step import Rules, Step
 
 
-class RuleBuilder:
+class RuleBuilder(ABC):
     """Comes before a builder of vLLM's and adds to its metadata `swaa`: by layer name, the rule and its part of a step.
 
     Layers that need no mask in a step are not in there. What a part is, the backend says by `_part`. Type checkers
@@ -41,9 +42,9 @@ class RuleBuilder:
         pieces = step.pieces(rule, self.piece)
         return None if pieces is None else self._part(rule, pieces, common)
 
+    @abstractmethod
     def _part(self, rule: LayerRule, pieces: Pieces, common: Any) -> Any:
         """Return what a backend's kernels take of these pieces: each backend's own."""
-        raise NotImplementedError
 
 
 class RecordingBuilder(RuleBuilder):
@@ -70,6 +71,6 @@ class RecordingBuilder(RuleBuilder):
             return self._single_rows(rule, step, common)
         return super()._find(rule, step, common)
 
+    @abstractmethod
     def _single_rows(self, rule: LayerRule, step: Step, common: Any) -> Any:
         """Return the part of a step of one row a request: each backend's own."""
-        raise NotImplementedError
